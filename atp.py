@@ -1,0 +1,257 @@
+"""ATP: which groups to remove, learned while LoRA tunes (arXiv 2412.14426).
+
+    in the code     in the paper              meaning
+    d               d, the pruning decision   1: the group stays, 0: it goes; one entry a group, [G] over all layers
+    logits          output of G               the generator's score of each group, [G]
+    Generator       G, decision generator     a small transformer over the layers of the model
+    keep            p                         fraction of the prunable parameters to keep, 1 - pruned
+    budget_term     R, parameter regularizer  |log(kept / keep)|
+    group_lasso     sparsity regularization   sum of the norms of removed groups' LoRA rows and columns
+    temperature     T                         of the sigmoid in the decisions
+    freeze          T_end                     the step from which the decisions no longer change
+
+One table, `group_table`, says which rows and columns a group owns. Masks, parameter counts, decisions that fit the
+budget, the lasso and the slicing (export.py) are all read off it. Try it:  python -m pytest tests/test_atp.py
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from llama import InputError, LayerSize, Llama, LlamaConfig
+from lora import LoRALinear, Mask
+
+SPACES = {"dims": ("qk", "vo", "ffn"),  # head dimensions, alike in all heads of a layer (the paper's space)
+          "heads": ("head", "ffn")}     # whole heads (what existing engines run)
+ROWS, COLUMNS = 0, 1
+
+
+def group_table(size: LayerSize) -> dict[str, tuple[int, dict[tuple[str, int], Tensor]]]:
+    """The groups of one layer: kind -> (how many, {(weight, axis): the group of each index along that axis}).
+
+    The first entry of a kind is where a soft decision acts in the pruned forward: once, or 0.5 would count as 0.25.
+    Query/key dimensions go in rotary pairs, as RoPE mixes the two; heads go with the query heads that share them.
+    """
+    H, K, Q, E = size.n_heads, size.n_kv_heads, size.qk_dim, size.v_dim
+    unit = torch.arange(size.hidden_dim)
+
+    def by_dim(heads, dim, together=1):
+        return (torch.arange(dim) // together).repeat(heads)
+
+    def by_head(heads, dim):
+        return (torch.arange(heads) // (heads // K)).repeat_interleave(dim)
+
+    return {
+        "qk": (Q // 2, {("wq", ROWS): by_dim(H, Q, 2), ("wk", ROWS): by_dim(K, Q, 2)}),
+        "vo": (E, {("wo", COLUMNS): by_dim(H, E), ("wv", ROWS): by_dim(K, E)}),
+        "head": (K, {("wo", COLUMNS): by_head(H, E), ("wq", ROWS): by_head(H, Q),
+                     ("wk", ROWS): by_head(K, Q), ("wv", ROWS): by_head(K, E)}),
+        "ffn": (size.hidden_dim, {("w2", COLUMNS): unit, ("w1", ROWS): unit, ("w3", ROWS): unit}),
+    }
+
+
+def pruned_size(size: LayerSize, kept: dict[str, list[int]]) -> LayerSize:
+    """The size of a layer of which only the groups `kept` (kind -> their indices) are left."""
+    new = LayerSize(**vars(size))
+    if "qk" in kept:
+        pairs = range(size.qk_dim // 2) if size.rotary_pairs is None else size.rotary_pairs
+        new.rotary_pairs = [pairs[i] for i in kept["qk"]]
+        new.qk_dim = 2 * len(kept["qk"])
+    if "vo" in kept:
+        new.v_dim = len(kept["vo"])
+    if "head" in kept:
+        new.n_kv_heads = len(kept["head"])
+        new.n_heads = len(kept["head"]) * (size.n_heads // size.n_kv_heads)
+    if "ffn" in kept:
+        new.hidden_dim = len(kept["ffn"])
+    return new
+
+
+class Groups:
+    """All groups of a model in one flat order: layer by layer, kind by kind (a *segment*), index by index.
+
+    segment [G]     the segment of each group; `segments` has their (layer, kind, first group, number of groups)
+    cost [G]        parameters that go with a group, exact integers
+    axes            a layer's {(weight, axis): (flat group of each index along it, whether soft decisions act here)}
+    round_to        heads' dimensions and FFN units go in this many at a time: what is left of a layer is a multiple
+    """
+
+    def __init__(self, config: LlamaConfig, space: str, round_to: int = 1, device="cpu"):
+        self.segments, self.axes, cost, segment, chunk = [], [], [], [], []
+        self.first_chunks, chunk_kind = [], []
+        for layer, size in enumerate(config.layers):
+            table, axes = group_table(size), {}
+            for kind in SPACES[space]:
+                n, members = table[kind]
+                start = sum(map(len, segment))
+                rows_and_columns = sum(torch.bincount(index, minlength=n) for index in members.values())
+                for i, (where, index) in enumerate(members.items()):
+                    axes[where] = (index.to(device) + start, i == 0)
+                # Every row and column of a layer's prunable weights is as long as the model is wide.
+                cost.append(rows_and_columns * config.dim)
+                segment.append(torch.full((n,), len(self.segments)))
+                self.segments.append((layer, kind, start, n))
+                together = {"head": 1, "qk": max(1, round_to // 2)}.get(kind, round_to)
+                self.first_chunks.append(len(chunk_kind))
+                chunk.append(torch.arange(n) // together + len(chunk_kind))
+                chunk_kind += [SPACES[space].index(kind)] * -(-n // together)
+            self.axes.append(axes)
+        self.cost, self.segment, self.chunk = (torch.cat(t).to(device) for t in (cost, segment, chunk))
+        self.total = int(self.cost.sum())
+        self.share = (self.cost / self.total).float()
+        # Within a segment all groups cost the same, so a chunk's cost does not depend on which groups are in it.
+        self.chunk_size = torch.bincount(self.chunk)
+        self.chunk_cost = torch.zeros_like(self.chunk_size).index_add_(0, self.chunk, self.cost)
+        self.chunk_kind = torch.tensor(chunk_kind, device=device)
+        self.floor = int(self.chunk_cost[self.first_chunks].sum())
+
+    def __len__(self) -> int:
+        return len(self.cost)
+
+    def kept(self, d: Tensor) -> int:
+        """Prunable parameters that decisions d [G] (bool) leave: exact, what `numel` will count after slicing."""
+        return int(self.cost[d].sum())
+
+    def check(self, keep: float) -> None:
+        """Raises InputError if not even the fewest groups that leave every layer working fit in the budget."""
+        if self.floor > keep * self.total:
+            raise InputError(f"--prune {1 - keep:.2f} is out of reach: keeping one group (or --round-to groups) of each kind "
+                             f"in every layer takes {self.floor / self.total:.1%}; lower --prune or --round-to")
+
+    @torch.no_grad()
+    def decide(self, logits: Tensor, keep: float) -> tuple[Tensor, Tensor]:
+        """The highest-scoring groups that fit in the budget: d [G] (bool), and the logit [] at the edge.
+
+        Groups are ranked within their segment and taken `round_to` at a time, by mean logit. The best chunk of every
+        segment always stays, so that every layer goes on working. A kind whose next chunk no longer fits is full;
+        cheaper kinds may still fill what is left. The budget is met to within one chunk and never exceeded.
+        """
+        by_logit = logits.argsort(descending=True, stable=True)
+        order = by_logit[self.segment[by_logit].argsort(stable=True)]  # segment by segment, best group first
+        score = torch.zeros_like(self.chunk_cost, dtype=torch.float32)
+        score = score.index_add_(0, self.chunk, logits.float()[order]) / self.chunk_size
+        lowest = score.min()
+        score[self.first_chunks] = torch.inf
+        best = score.argsort(descending=True, stable=True)
+        cost, kind = self.chunk_cost[best], self.chunk_kind[best]
+        fits, limit = torch.ones_like(best, dtype=torch.bool), int(keep * self.total)
+        first_over = None
+        while len(over := ((cost * fits).cumsum(0) > limit).logical_and(fits).nonzero()):
+            first = int(over[0])
+            first_over = first_over or first
+            fits[first:] &= kind[first:] != kind[first]
+        if first_over is None:
+            edge = lowest
+        else:  # between the first chunk that is too much and the last before it, unless that one has to stay anyway
+            below, above = score[best[first_over]], score[best[first_over - 1]]
+            edge = below if above.isinf() else (above + below) / 2
+        chunk_kept, d = torch.zeros_like(fits), torch.zeros_like(self.segment, dtype=torch.bool)
+        chunk_kept[best] = fits
+        d[order] = chunk_kept[self.chunk]
+        return d, edge
+
+    def masks(self, d: Tensor, aware: bool, dtype=torch.float32) -> list[dict[str, Mask]]:
+        """What each layer's linears are told of decisions d [G], hard or soft, for `Llama.forward`."""
+        d, masks = d.to(dtype), []
+        for axes in self.axes:
+            layer = {}
+            for (weight, axis), (group, acts) in axes.items():
+                if acts or aware:
+                    layer[weight] = Mask(**{"d_out" if axis == ROWS else "d_in": d[group]}, aware=aware)
+            masks.append(layer)
+        return masks
+
+    def kept_groups(self, d: Tensor) -> list[dict[str, list[int]]]:
+        """Decisions d [G] as {kind: indices of the groups that stay}, one dict a layer."""
+        layers = [{} for _ in self.axes]
+        for layer, kind, start, n in self.segments:
+            layers[layer][kind] = d[start:start + n].nonzero().flatten().tolist()
+        return layers
+
+
+# ------------------------------------------------------------------------------------------------ the generator
+
+class Generator(nn.Module):
+    """G: one fixed orthogonal vector a layer -> transformer encoder over the layers -> a linear head a layer.
+
+    `prior` [G] is added to the output: zero in the paper, a standardized saliency for the warm start.
+    """
+
+    def __init__(self, groups: Groups, prior: Tensor, width: int = 64, depth: int = 2, heads: int = 4):
+        super().__init__()
+        self.per_layer = [0] * len(groups.axes)
+        for layer, _, _, n in groups.segments:
+            self.per_layer[layer] += n
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.head = nn.Linear(width, len(groups))  # its rows are cut into one head a layer
+        self.register_buffer("inputs", nn.init.orthogonal_(torch.empty(len(groups.axes), width)))
+        self.register_buffer("prior", prior.float())
+        self.to(prior.device)
+
+    def forward(self) -> Tensor:
+        """Logits [G]."""
+        h = self.encoder(self.inputs[None])[0]
+        logits = [F.linear(x, w) for x, w in zip(h, self.head.weight.split(self.per_layer))]
+        return torch.cat(logits) + self.head.bias + self.prior
+
+
+def straight_through(p: Tensor) -> Tensor:
+    """1[p > 1/2] in the forward pass, the gradient of p in the backward pass."""
+    return (p > 0.5).to(p.dtype) + p - p.detach()
+
+
+def gumbel(like: Tensor) -> Tensor:
+    """Standard Gumbel noise in the shape of `like`: what the paper adds to the logits to explore."""
+    return -torch.empty_like(like).exponential_().log()
+
+
+def budget_term(kept: Tensor, keep: float) -> Tensor:
+    """R = log(max(kept, keep) / min(kept, keep)) of two fractions: zero on the budget, and steep on either side."""
+    return (kept.log() - torch.tensor(keep).log()).abs()
+
+
+# ---------------------------------------------------------------------------------------------------- the lasso
+
+def removed_lora(layers, groups: Groups, d: Tensor):
+    """Every LoRA matrix with rows or columns that belong to groups: (B or A^T [n, r], which of its n are removed)."""
+    for block, axes in zip(layers, groups.axes):
+        linears: dict[str, LoRALinear] = block.linears()
+        for (weight, axis), (group, _) in axes.items():
+            linear = linears[weight]
+            yield linear.B if axis == ROWS else linear.A.t(), ~d[group]
+
+
+def group_lasso(layers, groups: Groups, d: Tensor) -> Tensor:
+    """The paper's loss form: sum over removed rows of B and columns of A of their Euclidean norms."""
+    return sum((rows.norm(dim=1) * removed).sum() for rows, removed in removed_lora(layers, groups, d))
+
+
+@torch.no_grad()
+def proximal_lasso(layers, groups: Groups, d: Tensor, step: float) -> None:
+    """The same lasso as one proximal step of size `step` = eta * lambda after the optimizer's:
+    row <- row * max(0, 1 - step / ||row||) on removed rows. It reaches exact zeros and needs no gradient."""
+    for rows, removed in removed_lora(layers, groups, d):
+        shrink = 1 - step * removed / rows.norm(dim=1).clamp(min=1e-12)
+        rows.mul_(shrink.clamp_(min=0)[:, None])
+
+
+# ----------------------------------------------------------------------------------------------- the warm start
+
+def taylor_saliency(model: Llama, groups: Groups, batches) -> Tensor:
+    """Mean |dL / d mask| of each group over `batches` of (tokens, targets): first-order Taylor saliency, [G].
+
+    The gradient of the mask at 1 is the sum of w * g over the group's weights (LLM-Pruner, arXiv 2305.11627)."""
+    total = torch.zeros(len(groups), device=groups.cost.device)
+    for tokens, targets in batches:
+        ones = torch.ones_like(total, requires_grad=True)
+        masks = groups.masks(ones, aware=False, dtype=model.norm.weight.dtype)
+        loss = model.nll(tokens, targets, masks) / (targets >= 0).sum()
+        total += torch.autograd.grad(loss, ones)[0].abs()
+    return total / len(batches)
+
+
+def warm_start(saliency: Tensor, groups: Groups, spread: float) -> Tensor:
+    """Prior logits [G] of standard deviation `spread`: the standardized log of saliency per parameter."""
+    log = (saliency / groups.cost).clamp(min=1e-30).log()
+    return spread * (log - log.mean()) / log.std().clamp(min=1e-6)

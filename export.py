@@ -1,0 +1,151 @@
+"""From a run to a smaller, ordinary model: cut the removed groups out, merge LoRA, write, and prove it.
+
+    python export.py out/legal                 # again, from the run's checkpoint, to out/legal/pruned
+    python export.py out/legal --out small --dtype bfloat16
+
+The result is a model directory (params.json, consolidated.00.pth, tokenizer.model) for `llama.py`. It is loaded back
+and its logits on real validation rows are compared with the pruned forward's before it gets its name.
+"""
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+import data
+import llama
+from atp import Groups, pruned_size
+from llama import InputError, Llama, Tokenizer, command
+
+# The largest logit difference that rounding explains, in units of the dtype's epsilon times the largest logit.
+TOLERANCE = {torch.float32: 64, torch.bfloat16: 4}
+
+
+@torch.no_grad()
+def cut(model: Llama, groups: Groups, d: Tensor, optimizer: Optimizer | None = None) -> None:
+    """Removes the groups that decisions d [G] switch off: from weights, LoRA and the optimizer's state, in place.
+
+    One weight at a time, so memory only ever falls. The parameters stay the same objects for the optimizer."""
+    for layer, (block, axes, kept) in enumerate(zip(model.layers, groups.axes, groups.kept_groups(d))):
+        linears = block.linears()
+        for (weight, axis), (group, _) in axes.items():
+            linear, index = linears[weight], d[group].nonzero().flatten()
+            partner = linear.B if axis == 0 else linear.A
+            state = optimizer.state.get(partner, {}) if optimizer else {}
+            for name, value in state.items():
+                if value.dim():  # AdamW's moments; its step count has no dimensions
+                    state[name] = value.index_select(axis, index)
+            linear.keep(axis, index)
+        size = pruned_size(block.attention.size, kept)
+        block.attention.size = model.config.layers[layer] = size
+
+
+@torch.no_grad()
+def merge(model: Llama) -> None:
+    """Adds every LoRA pair into its weight."""
+    for block in model.layers:
+        for linear in block.linears().values():
+            linear.merge()
+
+
+@torch.inference_mode()
+def logits_of(model: Llama, tokens: Tensor, masks=None) -> Tensor:
+    """Logits [B, T, V] on the CPU, a row at a time."""
+    return torch.cat([model(row[None], masks).cpu() for row in tokens])
+
+
+def write(model: Llama, groups: Groups, d: Tensor | None, tokenizer: Path, tokens: Tensor, target: Path) -> float:
+    """Cuts (unless d is None: done before), merges, writes `target`, and returns the largest logit difference on
+    `tokens` [B, T] between the pruned forward before and the written model after.
+
+    `model` is used up: all is done in place, so that no second copy of the weights is needed. Raises InputError,
+    leaving what was at `target` as it is, when the difference is more than rounding.
+    """
+    dtype, device = model.norm.weight.dtype, model.norm.weight.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        masks = None if d is None else groups.masks(d, aware=False, dtype=dtype)
+        expected = logits_of(model, tokens.to(device), masks)
+    if d is not None:
+        cut(model, groups, d)
+    merge(model)
+    beside = target.with_name(target.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    llama.save(model, beside, tokenizer)
+    model.to("meta")  # lets go of the weights before the written ones are read
+    difference = float((logits_of(llama.load(beside, dtype, device), tokens.to(device)) - expected).abs().max())
+    allowed = TOLERANCE[dtype] * torch.finfo(dtype).eps * float(expected.abs().max())
+    if not difference <= allowed:
+        raise InputError(f"{beside}: its logits differ from the pruned forward's by {difference:.1e}, rounding explains only "
+                         f"{allowed:.1e}; not exported")
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(beside, target)
+    shutil.rmtree(old, ignore_errors=True)
+    return difference
+
+
+# -------------------------------------------------------------------------------------------- from a checkpoint
+
+def read_checkpoint(run: Path) -> dict:
+    """`ckpt.pt` of a run directory. Raises InputError."""
+    try:
+        return torch.load(run / "ckpt.pt", map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{run}: no ckpt.pt; expected a run directory that train.py has written") from None
+    except Exception as error:  # damage shows as RuntimeError, UnpicklingError, EOFError, ...
+        raise InputError(f"{run / 'ckpt.pt'}: not a readable checkpoint ({str(error).splitlines()[0][:100]})") from None
+
+
+def lora_parameters(model: Llama) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if name.endswith((".A", ".B"))}
+
+
+def restore(checkpoint: dict, model: Llama) -> tuple[Llama, Groups, Tensor]:
+    """The checkpoint's model out of its loaded base (cut if the run's was, and with LoRA), its groups and decisions."""
+    options = checkpoint["config"]
+    groups = Groups(model.config, options["space"], options["round_to"], model.norm.weight.device)
+    d = checkpoint["d"].to(groups.cost.device)
+    if checkpoint["sliced"]:
+        cut(model, groups, d)
+    add_lora(model, options["rank"], options["lora_scale"])
+    for name, parameter in lora_parameters(model).items():
+        parameter.data.copy_(checkpoint["lora"][name])
+    return model, groups, d
+
+
+def add_lora(model: Llama, rank: int, scale: float) -> None:
+    for block in model.layers:
+        for linear in block.linears().values():
+            linear.add_lora(rank, scale)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Export the pruned model of a run.")
+    parser.add_argument("run", type=Path, help="run directory, out/NAME")
+    parser.add_argument("--out", type=Path, help="where to write the model (default: RUN/pruned)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the written weights (default: the run's)")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    checkpoint = read_checkpoint(args.run)
+    options = checkpoint["config"]
+    if not checkpoint["frozen"]:
+        raise InputError(f"{args.run}: stopped at step {checkpoint['step']} of {options['steps']}, before its decisions were "
+                         f"frozen; go on first: python train.py --resume {args.run}")
+    dtype = getattr(torch, args.dtype or options["dtype"])
+    model, groups, d = restore(checkpoint, llama.load(options["model"], dtype, llama.find_device(args.device)))
+    tokenizer = Tokenizer(Path(options["model"]) / "tokenizer.model")
+    rows = data.load(options["data"], tokenizer, options["seq_len"]).validation
+    target = args.out or args.run / "pruned"
+    difference = write(model, groups, None if checkpoint["sliced"] else d, tokenizer.path, rows.at(slice(4))[0], target)
+    print(f"{target}: {groups.kept(d):,} of {groups.total:,} prunable parameters, "
+          f"largest logit difference to the pruned forward {difference:.1e}\n"
+          f"next: python llama.py {target} --prompt \"...\"")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,518 @@
+"""A self-contained LLaMA: model, raw checkpoints, tokenizer, generation.
+
+Reads Meta's raw format (`params.json`, `consolidated.NN.pth`, `tokenizer.model`) and the same directory with layers
+of unequal size, which is what pruning leaves. Parameter names are the checkpoint's own, so loading needs no table;
+in `feed_forward`, w1 is the gate, w3 the up and w2 the down projection of SwiGLU.
+
+    python llama.py out/legal/pruned --prompt "The lessee shall"
+
+Shapes: B rows, T positions, D model width, V vocabulary, H query heads, K key/value heads (GQA: H / K query heads
+share one; MHA is H = K), Q query/key dimensions of a head, E value dimensions of a head.
+"""
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lora import LoRALinear, Mask
+
+IGNORE = -100  # a target that carries no loss
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used. The message is one line: what, where, and what to do."""
+
+
+def command(main) -> None:
+    """Runs `main()`; an InputError becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def write_atomic(path: Path, write) -> None:
+    """Calls `write(file)` on a binary file beside `path`, then renames it: a reader never sees half a file."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with open(beside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> None:
+    write_atomic(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+
+
+# ---------------------------------------------------------------------------------------------- configuration
+
+@dataclass
+class LayerSize:
+    """The sizes of one layer. Pruning makes them differ from layer to layer."""
+    n_heads: int
+    n_kv_heads: int
+    qk_dim: int
+    v_dim: int
+    hidden_dim: int
+    rotary_pairs: list[int] | None = None  # which of the head_dim / 2 rotary pairs are left; None: all
+
+
+@dataclass
+class LlamaConfig:
+    """`params.json`: Meta's keys, plus `head_dim` and `layers`, which only a pruned model has."""
+    dim: int
+    n_layers: int
+    n_heads: int
+    vocab_size: int
+    n_kv_heads: int | None = None
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    use_scaled_rope: bool = False
+    head_dim: int | None = None  # before pruning: it fixes the attention scale and the rotary frequencies
+    layers: list[LayerSize] | None = None
+
+    def __post_init__(self):
+        self.n_kv_heads = self.n_kv_heads or self.n_heads
+        self.head_dim = self.head_dim or self.dim // self.n_heads
+        if self.layers is None:
+            hidden = int(8 * self.dim / 3)
+            if self.ffn_dim_multiplier is not None:
+                hidden = int(self.ffn_dim_multiplier * hidden)
+            hidden = self.multiple_of * -(-hidden // self.multiple_of)
+            size = LayerSize(self.n_heads, self.n_kv_heads, self.head_dim, self.head_dim, hidden)
+            self.layers = [dataclasses.replace(size) for _ in range(self.n_layers)]
+
+    @classmethod
+    def read(cls, path: Path) -> "LlamaConfig":
+        """Reads `params.json`. Raises InputError for anything that does not describe a LLaMA."""
+        def fail(what):
+            raise InputError(f"{path}: {what}; expected a raw LLaMA checkpoint's params.json")
+
+        def build(kind, values, where):
+            """A dataclass from a JSON object, every value checked against the field's annotation."""
+            if not isinstance(values, dict):
+                fail(f"{where} is not a JSON object")
+            fields = {f.name: f for f in dataclasses.fields(kind)}
+            for key, value in values.items():
+                if key not in fields:
+                    fail(f"{where}{key!r} is not a key this LLaMA knows")
+                wanted = fields[key].type
+                if value is None and fields[key].default is None:
+                    continue
+                if wanted is bool:
+                    good = isinstance(value, bool)
+                elif wanted in (int, int | None):
+                    good = type(value) is int and 0 < value < 2**24
+                elif wanted in (float, float | None):
+                    good = type(value) in (int, float) and 0 < value < 1e12
+                else:
+                    good = isinstance(value, list)
+                if not good:
+                    fail(f"{where}{key!r} is {str(value)[:40]}")
+            for name, field in fields.items():
+                if field.default is dataclasses.MISSING and name not in values:
+                    fail(f"{where}{name!r} is missing")
+            return kind(**values)
+
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            fail(f"cannot be read ({error})")
+        if isinstance(values, dict):
+            values = {key: value for key, value in values.items() if key not in ("max_seq_len", "max_batch_size")}
+            if values.get("vocab_size") == -1:  # Meta's LLaMA-2 leaves it to the tokenizer; `load` fills it in
+                del values["vocab_size"]
+                values["vocab_size"] = embedding_rows(path.parent)
+            if isinstance(values.get("layers"), list):
+                values["layers"] = [build(LayerSize, v, f"layers[{i}] ") for i, v in enumerate(values["layers"])]
+        config = build(cls, values, "")
+        if len(config.layers) != config.n_layers:
+            fail(f"'layers' has {len(config.layers)} entries for {config.n_layers} layers")
+        if config.head_dim % 2:
+            fail(f"a head has {config.head_dim} dimensions, not an even number")
+        for i, size in enumerate(config.layers):
+            pairs = range(config.head_dim // 2) if size.rotary_pairs is None else size.rotary_pairs
+            if size.n_heads % size.n_kv_heads:
+                fail(f"layer {i} has {size.n_heads} heads, not a multiple of its {size.n_kv_heads} key/value heads")
+            if 2 * len(pairs) != size.qk_dim or not all(type(p) is int and 0 <= p < config.head_dim // 2 for p in pairs):
+                fail(f"layer {i}: its rotary pairs do not match qk_dim {size.qk_dim} and head_dim {config.head_dim}")
+        return config
+
+
+# ------------------------------------------------------------------------------------------------------ model
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight
+
+
+def rotary_frequencies(config: LlamaConfig) -> Tensor:
+    """The angle per position of each rotary pair, [head_dim / 2]; LLaMA-3.1's stretching if the config asks for it."""
+    freqs = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    if config.use_scaled_rope:
+        # LLaMA-3.1: wavelengths beyond 8192 positions are stretched 8 times, those under 2048 left, a ramp between.
+        turns = 8192 * freqs / (2 * torch.pi)
+        ramp = ((turns - 1) / (4 - 1)).clamp(0, 1)
+        freqs = freqs * (ramp + (1 - ramp) / 8)
+    return freqs
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on x [B, T, heads, Q], whose pairs are neighbours (2i, 2i+1); cos, sin [T, 1, Q / 2] in float32."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig, size: LayerSize):
+        super().__init__()
+        self.wq = LoRALinear(config.dim, size.n_heads * size.qk_dim)
+        self.wk = LoRALinear(config.dim, size.n_kv_heads * size.qk_dim)
+        self.wv = LoRALinear(config.dim, size.n_kv_heads * size.v_dim)
+        self.wo = LoRALinear(size.n_heads * size.v_dim, config.dim)
+        self.size = size
+        self.scale = config.head_dim ** -0.5  # of the unpruned head: pruning must not change the softmax
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: dict[str, Mask], cache, start: int) -> Tensor:
+        size = self.size
+        q = self.wq(x, mask.get("wq")).unflatten(-1, (-1, size.qk_dim))  # B T H Q
+        k = self.wk(x, mask.get("wk")).unflatten(-1, (-1, size.qk_dim))  # B T K Q
+        v = self.wv(x, mask.get("wv")).unflatten(-1, (-1, size.v_dim))   # B T K E
+        if size.rotary_pairs is not None:
+            pairs = torch.tensor(size.rotary_pairs, device=x.device)
+            rope = tuple(table[:, :, pairs] for table in rope)
+        q, k, v = (t.transpose(1, 2) for t in (rotate(q, *rope), rotate(k, *rope), v))  # B heads T dims
+        if cache is not None:
+            k, v = cache.extend(k, v, start)
+        if size.qk_dim != size.v_dim:
+            # Zeros change neither scores nor values, and equal widths reach the fused kernels (2-3 times faster).
+            width = -(-max(size.qk_dim, size.v_dim) // 8) * 8
+            q, k, v = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
+        T, S = q.shape[2], k.shape[2]
+        later = None if start == 0 or T == 1 else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=later, is_causal=start == 0 and T > 1,
+                                           scale=self.scale, enable_gqa=size.n_heads != size.n_kv_heads)
+        y = y[..., :size.v_dim].transpose(1, 2).flatten(-2)  # B T H*E
+        return self.wo(y, mask.get("wo"))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: LlamaConfig, size: LayerSize):
+        super().__init__()
+        self.w1 = LoRALinear(config.dim, size.hidden_dim)
+        self.w2 = LoRALinear(size.hidden_dim, config.dim)
+        self.w3 = LoRALinear(config.dim, size.hidden_dim)
+
+    def forward(self, x: Tensor, mask: dict[str, Mask]) -> Tensor:
+        return self.w2(F.silu(self.w1(x, mask.get("w1"))) * self.w3(x, mask.get("w3")), mask.get("w2"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaConfig, size: LayerSize):
+        super().__init__()
+        self.attention = Attention(config, size)
+        self.feed_forward = FeedForward(config, size)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: dict[str, Mask], cache=None, start: int = 0):
+        x = x + self.attention(self.attention_norm(x), rope, mask, cache, start)
+        return x + self.feed_forward(self.ffn_norm(x), mask)
+
+    def linears(self) -> dict[str, LoRALinear]:
+        """The layer's seven linears by their short names, wq wk wv wo w1 w2 w3."""
+        return {name: child for part in (self.attention, self.feed_forward)
+                for name, child in part.named_children()}
+
+
+class KeyValues:
+    """One layer's key/value cache: keys [B, K, room, Q] and values [B, K, room, E]."""
+
+    def __init__(self, batch: int, room: int, size: LayerSize, like: Tensor):
+        self.k = like.new_zeros(batch, size.n_kv_heads, room, size.qk_dim)
+        self.v = like.new_zeros(batch, size.n_kv_heads, room, size.v_dim)
+
+    def extend(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Stores k, v [B, K, T, ·] from position `start` on; returns all up to their end."""
+        end = start + k.shape[2]
+        self.k[:, :, start:end], self.v[:, :, start:end] = k, v
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+class ChunkedNLL(torch.autograd.Function):
+    """Summed negative log-likelihood of targets, from hidden states and a *frozen* output weight.
+
+    Logits [N, V] exist only for `chunk` positions at a time, and as the weight takes no gradient, the gradient of
+    the hidden states is made while they do: nothing is recomputed, nothing of size V is kept for the backward pass.
+    """
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, chunk):
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        grad = torch.empty_like(hidden)
+        for h, t, g in zip(hidden.split(chunk), targets.split(chunk), grad.split(chunk)):
+            logits = (h @ weight.t()).float()
+            loss += F.cross_entropy(logits, t, ignore_index=IGNORE, reduction="sum")
+            if ctx.needs_input_grad[0]:
+                wanted = (t != IGNORE)[:, None]
+                p = logits.softmax(-1)
+                p.scatter_add_(1, t.clamp(min=0)[:, None], -torch.ones_like(p[:, :1]))
+                g.copy_((p * wanted).to(h.dtype) @ weight)
+        ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        return ctx.saved_tensors[0] * grad_loss, None, None, None
+
+
+class Llama(nn.Module):
+    """A decoder-only transformer. `masks`, everywhere: one dict of linear name -> Mask a layer, or None for none."""
+
+    def __init__(self, config: LlamaConfig, tied: bool = False):
+        super().__init__()
+        self.config = config
+        self.checkpointing = False  # recompute each block in the backward pass instead of keeping its activations
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.tok_embeddings.weight.requires_grad_(False)
+        self.layers = nn.ModuleList(Block(config, size) for size in config.layers)
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = None if tied else LoRALinear(config.dim, config.vocab_size)
+
+    @property
+    def output_weight(self) -> Tensor:
+        return (self.output or self.tok_embeddings).weight
+
+    def hidden(self, tokens: Tensor, masks=None, caches=None, start: int = 0) -> Tensor:
+        """tokens [B, T] to what the output layer reads, [B, T, D]."""
+        positions = torch.arange(start, start + tokens.shape[1], dtype=torch.float32, device=tokens.device)
+        angles = (positions[:, None] * rotary_frequencies(self.config).to(tokens.device))[:, None]  # T 1 head_dim/2
+        rope = angles.cos(), angles.sin()
+        x = self.tok_embeddings(tokens)
+        for i, layer in enumerate(self.layers):
+            arguments = x, rope, masks[i] if masks else {}, caches[i] if caches else None, start
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, masks=None, caches=None, start: int = 0) -> Tensor:
+        """tokens [B, T] to float32 logits [B, T, V]."""
+        return F.linear(self.hidden(tokens, masks, caches, start), self.output_weight).float()
+
+    def nll(self, tokens: Tensor, targets: Tensor, masks=None, chunk: int = 1024) -> Tensor:
+        """Summed negative log-likelihood in nats of targets [B, T]; positions marked IGNORE do not count."""
+        hidden = self.hidden(tokens, masks).flatten(0, 1)
+        return ChunkedNLL.apply(hidden, self.output_weight.to(hidden.dtype), targets.flatten(), chunk)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith((".A", ".B")))
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+def open_shards(directory: Path) -> list[dict[str, Tensor]]:
+    """The model-parallel shards of a directory, memory-mapped. Raises InputError for anything but tensors."""
+    paths = sorted(directory.glob("consolidated.*.pth"))
+    if not paths:
+        raise InputError(f"{directory}: no consolidated.NN.pth; expected a raw LLaMA checkpoint directory")
+    shards = []
+    for path in paths:
+        try:
+            shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch reports damage as RuntimeError, UnpicklingError, EOFError, ...
+            raise InputError(f"{path}: not a readable checkpoint of tensors ({str(error).splitlines()[0][:120]}); "
+                             "download or export it again") from None
+        if not isinstance(shard, dict) or not all(isinstance(t, Tensor) for t in shard.values()):
+            raise InputError(f"{path}: holds something other than named tensors; expected a state dict")
+        shards.append(shard)
+    return shards
+
+
+def embedding_rows(directory: Path) -> int:
+    shard = open_shards(directory)[0]
+    if "tok_embeddings.weight" not in shard:
+        raise InputError(f"{directory}: the checkpoint has no tok_embeddings.weight")
+    return shard["tok_embeddings.weight"].shape[0]
+
+
+def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
+    """Loads a model directory with every weight frozen. Without `output.weight` the output is the embedding (tied).
+
+    Shards are joined along the axis on which they are smaller than the model (Meta splits rows of wq, wk, wv, w1, w3
+    and output, columns of wo and w2). Each weight goes from the mapped file straight to its place; files are mapped
+    anew for each layer, so that the pages read so far can go. Raises InputError.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such model directory; expected params.json, consolidated.NN.pth, tokenizer.model")
+    config = LlamaConfig.read(directory / "params.json")
+    names = set(open_shards(directory)[0]) - {"rope.freqs"}  # LLaMA-2 also stores its rotary frequencies
+    with torch.device("meta"):
+        model = Llama(config, tied="output.weight" not in names)
+    expected = dict(model.named_parameters())
+    for name in sorted(names ^ set(expected)):
+        problem = "is missing" if name in expected else "is not part of this LLaMA"
+        raise InputError(f"{directory}: tensor {name} {problem}; params.json and the checkpoint do not fit")
+    group, shards = None, []
+    for name, parameter in expected.items():
+        if name.split(".")[:2] != group:
+            group, shards = name.split(".")[:2], None
+            shards = open_shards(directory)
+        module, _, leaf = name.rpartition(".")
+        module = model.get_submodule(module)
+        module.register_parameter(leaf, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device),
+                                                     requires_grad=False))
+        copy_pieces(getattr(module, leaf), [shard.get(name) for shard in shards], f"{directory}: tensor {name}")
+    return model
+
+
+@torch.no_grad()
+def copy_pieces(target: Tensor, pieces: list[Tensor], what: str) -> None:
+    """Copies one tensor's model-parallel pieces into `target`, side by side on the axis on which they are split."""
+    shapes = [None if piece is None else list(piece.shape) for piece in pieces]
+    if shapes[0] is None or any(shape != shapes[0] for shape in shapes):
+        raise InputError(f"{what} differs between shards ({shapes}); a shard is missing or of another model")
+    if not pieces[0].is_floating_point():
+        raise InputError(f"{what} is {pieces[0].dtype}; quantized checkpoints cannot be tuned, use the original")
+    if shapes[0] == list(target.shape):
+        target.copy_(pieces[0])
+        return
+    for axis in range(target.dim()):
+        if [n * (len(pieces) if i == axis else 1) for i, n in enumerate(shapes[0])] == list(target.shape):
+            for part, piece in zip(target.chunk(len(pieces), axis), pieces):
+                part.copy_(piece)
+            return
+    raise InputError(f"{what} has shape {shapes[0]} in {len(pieces)} shard(s), params.json says {list(target.shape)}")
+
+
+def save(model: Llama, directory: Path, tokenizer: Path) -> None:
+    """Writes a model directory that `load` reads: params.json, consolidated.00.pth and a copy of the tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / "consolidated.00.pth", lambda file: torch.save(
+        {name: p.data for name, p in model.named_parameters()}, file))
+    shutil.copyfile(tokenizer, directory / "tokenizer.model")
+    write_json(directory / "params.json", dataclasses.asdict(model.config))
+
+
+# -------------------------------------------------------------------------------------------------- tokenizer
+
+class Tokenizer:
+    """SentencePiece. `bos` and `eos` are the ids that open and close a document."""
+
+    def __init__(self, path: str | Path):
+        from sentencepiece import SentencePieceProcessor
+        try:
+            self.model = SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{path}: not a SentencePiece tokenizer ({str(error).splitlines()[0][:120]})") from None
+        self.path, self.bos, self.eos = Path(path), self.model.bos_id(), self.model.eos_id()
+        if min(self.bos, self.eos) < 0:
+            raise InputError(f"{path}: the tokenizer has no BOS or no EOS token, a LLaMA needs both")
+
+    def __len__(self) -> int:
+        return self.model.vocab_size()
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Texts to token ids, without BOS and EOS."""
+        return self.model.encode(texts, num_threads=-1)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.model.decode(ids)
+
+    def check(self, config: LlamaConfig) -> None:
+        """Raises InputError unless every token has an embedding."""
+        if len(self) > config.vocab_size:
+            raise InputError(f"{self.path}: {len(self)} tokens for a model with a vocabulary of {config.vocab_size}; "
+                             "use the tokenizer that came with the model")
+
+
+# ------------------------------------------------------------------------------------------------- generation
+
+@torch.inference_mode()
+def generate(model: Llama, prompt: list[int], max_tokens: int, temperature: float = 0.0, top_k: int = 0, stop=()):
+    """Yields token ids after `prompt`, one forward pass each. Temperature 0 is greedy; top_k 0 samples from all."""
+    device = model.tok_embeddings.weight.device
+    caches = [KeyValues(1, len(prompt) + max_tokens, size, model.norm.weight) for size in model.config.layers]
+    tokens, start = torch.tensor([prompt], device=device), 0
+    for _ in range(max_tokens):
+        logits = model(tokens, caches=caches, start=start)[0, -1]
+        start += tokens.shape[1]
+        if temperature > 0:
+            if top_k:
+                logits[logits < logits.topk(min(top_k, len(logits))).values[-1]] = -torch.inf
+            token = int(torch.multinomial((logits / temperature).softmax(-1), 1))
+        else:
+            token = int(logits.argmax())
+        if token in stop:
+            return
+        yield token
+        tokens = torch.tensor([[token]], device=device)
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """The named device, or for "auto" the best one there is: CUDA, then MPS, then CPU. Raises InputError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Generate text from a model directory, dense or pruned.")
+    parser.add_argument("model", type=Path, help="directory with params.json, consolidated.NN.pth, tokenizer.model")
+    parser.add_argument("--prompt", default="The ", help="text to continue")
+    parser.add_argument("--max-tokens", type=int, default=100)
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token")
+    parser.add_argument("--top-k", type=int, default=40, help="sample among the k likeliest tokens; 0: among all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    model = load(args.model, getattr(torch, args.dtype), find_device(args.device))
+    tokenizer = Tokenizer(args.model / "tokenizer.model")
+    tokenizer.check(model.config)
+
+    ids = [tokenizer.bos] + tokenizer.encode([args.prompt])[0]
+    prompt_length, shown = len(ids), ""
+    begin = time.perf_counter()
+    for token in generate(model, ids[:], args.max_tokens, args.temperature, args.top_k, stop=(tokenizer.eos,)):
+        ids.append(token)
+        text = tokenizer.decode(ids[1:])
+        if not text.endswith("\ufffd"):  # the middle of a character that spans several tokens
+            print(text[len(shown):], end="", flush=True)
+            shown = text
+    seconds = time.perf_counter() - begin
+    print(f"\n\n{len(ids) - prompt_length} tokens in {seconds:.1f} s, {(len(ids) - prompt_length) / seconds:.1f} tokens/s, "
+          f"{count_parameters(model):,} parameters")
+
+
+if __name__ == "__main__":
+    command(main)

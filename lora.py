@@ -1,0 +1,75 @@
+"""LoRA on a frozen linear layer whose rows and columns can be switched off.
+
+A frozen weight W gets a trainable low-rank update s B A (LoRA, arXiv 2106.09685). ATP (arXiv 2412.14426) adds
+0/1 decisions d over W's rows (d_out) and columns (d_in), and uses two forwards:
+
+    pruned       y = d_out * (W + s B A)(d_in * x)          what will be exported: a removed group does nothing
+    LoRA-aware   y = d_out * W(d_in * x) + s B A x          the LoRA step: B and A still learn where W is off,
+                                                            so a group can come back
+
+                 x ──┬── d_in ── W ── d_out ──(+)── y
+                     └────── A ── s ── B ──────┘            (LoRA-aware; [in] → [rank] → [out])
+
+Both are exact for 0/1 decisions. Try it:  python -m pytest tests/test_lora.py
+"""
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Mask(NamedTuple):
+    """What one linear is told of the decisions. `d_in` [in] and `d_out` [out], or None for "all on"."""
+    d_in: Tensor | None = None
+    d_out: Tensor | None = None
+    aware: bool = False  # True: the mask touches W alone (LoRA-aware); False: W and LoRA alike (pruned)
+
+
+class LoRALinear(nn.Module):
+    """A linear layer without bias: frozen `weight` [out, in], and after `add_lora` a pair `A` [r, in], `B` [out, r]."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
+        self.A = self.B = None
+        self.scale = 0.0
+
+    def add_lora(self, rank: int, scale: float) -> None:
+        """Adds a float32 pair that starts as zero: A as nn.Linear initializes, B = 0."""
+        out_features, in_features = self.weight.shape
+        like = dict(device=self.weight.device, dtype=torch.float32)
+        self.A = nn.Parameter(torch.empty(rank, in_features, **like).uniform_(-1, 1) / math.sqrt(in_features))
+        self.B = nn.Parameter(torch.zeros(out_features, rank, **like))
+        self.scale = scale
+
+    def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
+        """x [..., in] to [..., out]. Without a mask, or with all of it on, the two forwards are the same."""
+        d_in, d_out, aware = mask or Mask()
+        kept = x if d_in is None else x * d_in
+        y = F.linear(kept, self.weight)
+        if self.A is None:
+            return y if d_out is None else y * d_out
+        update = F.linear(F.linear(x if aware else kept, self.A) * self.scale, self.B)
+        if d_out is None:
+            return y + update
+        return torch.addcmul(update, y, d_out) if aware else (y + update) * d_out
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """W <- W + s B A in float32, rounded once to W's dtype; the pair is dropped. In place: no second W."""
+        if self.A is not None:
+            self.weight.copy_(self.weight.float().addmm_(self.B, self.A, alpha=self.scale))
+            self.A = self.B = None
+
+    @torch.no_grad()
+    def keep(self, axis: int, index: Tensor) -> None:
+        """Keeps the rows (axis 0) or columns (axis 1) `index` of W, with the rows of B or the columns of A."""
+        partner = self.B if axis == 0 else self.A
+        for parameter in (self.weight, partner):
+            if parameter is not None:
+                # The Parameter object stays the same one, so an optimizer that holds it goes on holding it.
+                parameter.data = parameter.data.index_select(axis, index.to(parameter.device))
+                parameter.grad = None
