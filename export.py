@@ -28,19 +28,23 @@ TOLERANCE = {torch.float32: 64, torch.bfloat16: 4}
 def cut(model: Llama, groups: Groups, d: Tensor, optimizer: Optimizer | None = None) -> None:
     """Removes the groups that decisions d [G] switch off: from weights, LoRA and the optimizer's state, in place.
 
-    One weight at a time, so memory only ever falls. The parameters stay the same objects for the optimizer."""
+    One weight at a time, so memory only ever falls."""
+    replaced = {}
     for layer, (block, axes, kept) in enumerate(zip(model.layers, groups.axes, groups.kept_groups(d))):
         linears = block.linears()
         for (weight, axis), (group, _) in axes.items():
-            linear, index = linears[weight], d[group].nonzero().flatten()
-            partner = linear.B if axis == 0 else linear.A
-            state = optimizer.state.get(partner, {}) if optimizer else {}
-            for name, value in state.items():
-                if value.dim():  # AdamW's moments; its step count has no dimensions
-                    state[name] = value.index_select(axis, index)
+            linear, index, partner = linears[weight], d[group].nonzero().flatten(), "BA"[axis]
+            old = getattr(linear, partner)
             linear.keep(axis, index)
+            if optimizer and old in optimizer.state:
+                new = replaced[old] = getattr(linear, partner)
+                optimizer.state[new] = {  # AdamW's moments are cut like the parameter; its step count has no dimensions
+                    name: value.index_select(axis, index) if value.dim() else value
+                    for name, value in optimizer.state.pop(old).items()}
         size = pruned_size(block.attention.size, kept)
         block.attention.size = model.config.layers[layer] = size
+    for group in optimizer.param_groups if optimizer else []:
+        group["params"] = [replaced.get(p, p) for p in group["params"]]
 
 
 @torch.no_grad()
@@ -65,9 +69,8 @@ def write(model: Llama, groups: Groups, d: Tensor | None, tokenizer: Path, token
     leaving what was at `target` as it is, when the difference is more than rounding.
     """
     dtype, device = model.norm.weight.dtype, model.norm.weight.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        masks = None if d is None else groups.masks(d, aware=False, dtype=dtype)
-        expected = logits_of(model, tokens.to(device), masks)
+    masks = None if d is None else groups.masks(d, aware=False, dtype=dtype)
+    expected = logits_of(model, tokens.to(device), masks)
     if d is not None:
         cut(model, groups, d)
     merge(model)

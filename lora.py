@@ -52,7 +52,8 @@ class LoRALinear(nn.Module):
         y = F.linear(kept, self.weight)
         if self.A is None:
             return y if d_out is None else y * d_out
-        update = F.linear(F.linear(x if aware else kept, self.A) * self.scale, self.B)
+        A, B = self.A.to(x.dtype), self.B.to(x.dtype)  # float32 masters, the base's dtype to compute in
+        update = F.linear(F.linear(x if aware else kept, A) * self.scale, B)
         if d_out is None:
             return y + update
         return torch.addcmul(update, y, d_out) if aware else (y + update) * d_out
@@ -66,10 +67,10 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def keep(self, axis: int, index: Tensor) -> None:
-        """Keeps the rows (axis 0) or columns (axis 1) `index` of W, with the rows of B or the columns of A."""
-        partner = self.B if axis == 0 else self.A
-        for parameter in (self.weight, partner):
-            if parameter is not None:
-                # The Parameter object stays the same one, so an optimizer that holds it goes on holding it.
-                parameter.data = parameter.data.index_select(axis, index.to(parameter.device))
-                parameter.grad = None
+        """Keeps the rows (axis 0) or columns (axis 1) `index` of W, with the rows of B or the columns of A.
+
+        What is cut becomes a new Parameter: autograd may still hold on to the old one's shape."""
+        for name in ("weight", "B" if axis == 0 else "A"):
+            old = getattr(self, name)
+            if old is not None:
+                setattr(self, name, nn.Parameter(old.index_select(axis, index), requires_grad=old.requires_grad))

@@ -260,8 +260,7 @@ class Run:
         self.freeze_step = max(1, round(config.freeze_at * config.steps))
         self.step, self.frozen, self.sliced, self.skipped, self.stop_asked = 0, False, False, 0, False
         self.record = {"seconds": 0.0}  # what the summary needs from before a resume
-        self.lora = list(export.lora_parameters(model).values())
-        self.optimizer = torch.optim.AdamW(self.lora, lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(export.lora_parameters(model).values(), lr=config.lr, weight_decay=config.weight_decay)
         self.generator = Generator(groups, torch.zeros(len(groups), device=self.device))
         self.generator_optimizer = torch.optim.AdamW(self.generator.parameters(), lr=config.generator_lr)
         self.d = torch.ones(len(groups), dtype=torch.bool, device=self.device)
@@ -271,12 +270,8 @@ class Run:
         if self.config.spread:
             n = min(24, len(self.rows.decision.tokens) // self.config.batch_size + 1)
             batches = [self.rows.decision.batch(self.config.batch_size, i, self.config.seed, self.device) for i in range(n)]
-            with self.autocast():
-                saliency = taylor_saliency(self.model, self.groups, batches)
+            saliency = taylor_saliency(self.model, self.groups, batches)
             self.generator.prior.copy_(warm_start(saliency, self.groups, self.config.spread))
-
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def soft_decisions(self, logits: Tensor, keep: float) -> Tensor:
         """Decisions [G] in (0, 1) with a gradient, for the generator's step."""
@@ -291,13 +286,12 @@ class Run:
         tokens, targets = self.rows.decision.batch(config.batch_size, self.step // config.generator_every, config.seed + 1, self.device)
         p = self.soft_decisions(self.generator(), keep)
         d = straight_through(p) if config.straight_through else p
-        with self.autocast():
-            nll = self.model.nll(tokens, targets, self.groups.masks(d, aware=False, dtype=self.dtype))
+        nll = self.model.nll(tokens, targets, self.groups.masks(d, aware=False, dtype=self.dtype))
         loss = nll / (targets != llama.IGNORE).sum().clamp(min=1)
-        terms = {"gen_loss": float(loss)}
+        terms = {"gen_loss": loss.item()}
         if config.budget == "loss":
             term = budget_term((d * self.groups.share).sum(), keep)
-            loss, terms["budget"] = loss + config.alpha * term, float(term)
+            loss, terms["budget"] = loss + config.alpha * term, term.item()
         self.generator_optimizer.zero_grad()
         loss.backward(inputs=list(self.generator.parameters()))
         norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 3.0)
@@ -321,15 +315,14 @@ class Run:
         count = sum((targets != llama.IGNORE).sum() for _, targets in batches).clamp(min=1)
         terms = {"loss": 0.0}
         for tokens, targets in batches:
-            with self.autocast():
-                loss = self.model.nll(tokens, targets, masks) / count
+            loss = self.model.nll(tokens, targets, masks) / count
             loss.backward()
-            terms["loss"] += float(loss)
+            terms["loss"] += loss.item()
         if masks and config.lasso == "loss":
             penalty = group_lasso(self.model.layers, self.groups, self.d)
             (config.lasso_weight * penalty).backward()
-            terms["lasso"] = float(penalty)
-        norm = torch.nn.utils.clip_grad_norm_(self.lora, config.clip)
+            terms["lasso"] = penalty.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], config.clip)
         if self.finite(norm):
             self.optimizer.step()
             if masks and config.lasso == "proximal":
@@ -362,8 +355,7 @@ class Run:
         return None if self.sliced else self.groups.masks(self.target_decisions(), aware=False, dtype=self.dtype)
 
     def evaluate(self) -> tuple[float, float]:
-        with self.autocast():
-            return validation_loss(self.model, self.rows.validation, self.config.batch_size, self.pruned_masks())
+        return validation_loss(self.model, self.rows.validation, self.config.batch_size, self.pruned_masks())
 
     # Everything that `state` writes, `load_state` reads; model, LoRA and decisions come back by export.restore.
     def state(self) -> dict:
@@ -448,8 +440,7 @@ def file_bytes(directory: Path) -> int:
 def finish(run: Run, tokenizer: Tokenizer, out: Path) -> None:
     """Exports, measures the exported model, writes summary.json and prints the table."""
     config, groups, record = run.config, run.groups, run.record
-    with run.autocast():
-        pruned = measure(run.model, tokenizer, run.rows, config, run.pruned_masks())
+    pruned = measure(run.model, tokenizer, run.rows, config, run.pruned_masks())
     kept = groups.kept(run.d)
     pruned["params"] = record["base"]["params"] - groups.total + kept
     difference = export.write(run.model, groups, None if run.sliced else run.d, tokenizer.path,
