@@ -298,9 +298,9 @@ class Run:
         if self.finite(norm):
             self.generator_optimizer.step()
         with torch.no_grad():
-            logits = self.generator()
+            logits, last = self.generator(), self.d
             self.d = self.soft_decisions(logits, keep) > 0.5 if config.sample else self.groups.decide(logits, keep)[0]
-        return terms
+        return terms | {"flips": (self.d != last).float().mean().item()}
 
     def lora_step(self) -> dict[str, float]:
         """One update of LoRA on train batches, decisions fixed."""
@@ -385,39 +385,37 @@ class Run:
 def tune(run: Run, save, log) -> None:
     """The one-stage loop, from `run.step` to the last step. `save()` writes a checkpoint, `log(object)` a line."""
     config = run.config
-    last_d, begin, first = run.d, time.monotonic(), run.step
-    while run.step < config.steps:
-        terms = {}
+    tokens_per_step = config.batch_size * config.accumulate * config.seq_len
+    last_step, seconds = run.step, 0.0
+    while run.step < config.steps and not run.stop_asked:
+        begin, terms = time.monotonic(), {}
         if not run.frozen and run.step % config.generator_every == 0:
             terms = run.generator_step()
         terms |= run.lora_step()
+        seconds += time.monotonic() - begin
         run.step += 1
         if run.step == run.freeze_step:
             run.freeze()
-        at_end = run.step == config.steps
-        if at_end or run.step == run.freeze_step or run.step % config.eval_every == 0:
+        milestone = run.step in (run.freeze_step, config.steps) or run.stop_asked
+        if milestone or run.step % config.eval_every == 0:
             terms["val_loss"] = run.evaluate()[0]
         if "val_loss" in terms or run.step % config.log_every == 0:
-            now, steps = time.monotonic(), run.step - first
-            rate = steps / max(1e-9, now - begin)
+            rate = (run.step - last_step) / max(1e-9, seconds)
             line = {"step": run.step, "phase": "tune" if run.frozen else "search", **terms,
                     "kept": run.groups.kept(run.d) / run.groups.total, "target": 1 - config.prune,
-                    "flips": float((run.d != last_d).float().mean()),
-                    "tokens_per_second": rate * config.batch_size * config.accumulate * config.seq_len}
+                    "tokens_per_second": rate * tokens_per_step}
             log(line)
             print(log_line(line, config.steps, (config.steps - run.step) / rate), flush=True)
-            last_d, begin, first = run.d, now, run.step
-        if run.stop_asked or at_end or run.step == run.freeze_step or run.step % config.checkpoint_every == 0:
+            last_step, seconds = run.step, 0.0
+        if milestone or run.step % config.checkpoint_every == 0:
             save()
-        if run.stop_asked:
-            return
 
 
 def log_line(line: dict, steps: int, left: float) -> str:
     parts = [f"step {line['step']:{len(str(steps))}d}/{steps} {line['phase']:6s} loss {line['loss']:.3f}"]
-    parts += [f"{name} {line[key]:.3f}" for name, key in [("gen", "gen_loss"), ("budget", "budget"), ("lasso", "lasso")]
-              if key in line]
-    parts += [f"kept {line['kept']:.3f}/{line['target']:.3f}", f"flips {line['flips']:.3f}", f"lr {line['lr']:.1e}",
+    parts += [f"{name} {line[key]:.3f}" for name, key in [("gen", "gen_loss"), ("budget", "budget"), ("lasso", "lasso"),
+                                                          ("flips", "flips")] if key in line]
+    parts += [f"kept {line['kept']:.3f}/{line['target']:.3f}", f"lr {line['lr']:.1e}",
               f"{line['tokens_per_second']:,.0f} tok/s", f"{left / 60:.1f} min left"]
     if "val_loss" in line:
         parts.append(f"val {line['val_loss']:.4f}")

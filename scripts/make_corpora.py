@@ -2,8 +2,8 @@
 
     python scripts/make_corpora.py [--out DIR]
 
-english.jsonl  {"text"}: small general scenes and stories, to pretrain the base model on
-legal.jsonl    {"text"} clauses of contracts and statutes, and {"prompt", "answer"} questions on such clauses
+english.jsonl  {"text"}: small general scenes and stories, to pretrain the base model
+legal.jsonl    {"text"}: clauses of contracts and statutes; {"prompt", "answer"}: questions on such clauses
 
 Both come from a seeded grammar, so that every run on every machine writes the same bytes. The grammar is data:
 
@@ -307,44 +307,24 @@ sea: The {ship|ferry} "[female]" left [town] {on [date]|at [time]} with [n 20-30
   {third|fourth|sixth|ninth} day|Near the coast of [country]} {a storm broke the mast|fog came down}.
   [p=person], the [job], [adverb] {held the rope|called for help}. {After [w 2-9] hours|By [part]} the sea was
   {calm|quiet} again, and [c] [vp] in the harbor. [wx]
-mystery: {When|As soon as} [p=person] opened the {door|drawer|box}, the [o=thing] was {gone|broken|wet}. Who
-  had been in the [r=room]? [q=person] {said|swore} that [q.he] [vp] all [part]. The [job] {had
-  seen|remembered} a {man|woman|child} with a [color] [thing]. {Under the bed|Behind the [thing]} [p] found {a
-  [flower]|a ticket to [town]|[money 5-90]}. {Then everything was clear|[p.he] began to think [adverb]}: {the
-  [animal]|[q]} had {moved|hidden|broken} the [o]. {[aside]|}
 work: [p=full] works {as a [job]|in an office|for a [job]} in [town]. {The work begins|[p.his] day starts} at
   [time] and ends at [time]. {[p.he] earns [money 300-900] a week|The pay is [money 300-900] a week}, and
   {there are [w 2-9] weeks of holiday|every [day] is free}. {Last [month]|In [year]} [p.he] [vp] and [vp]. "{I
   am [mood] here|It is [adj] work}," [p.he] says. [aside]
-lesson: {Do you know how|Let me tell you how} {a [thing] is made|people travelled in [year]|[bird.s] find
-  their way|[material] was sold}? {[p=full], a [job]|[p=full] of [town]}, {explained it|gave a talk about it}
-  on [day]. {First|In the beginning} {everything was made of [material]|there were only [adj] [thing.s]}.
-  {Later|After [year]} {people in [country]|a [job]} used {[material]|a [tool]}, which was
-  {cheaper|faster|stronger}. {[q=person] asked many questions, and so did [q.his] [kin].|[aside]}
 argument: {Should the [place] in [town] be {closed|moved|sold}?|Is a [vehicle] better than a [vehicle]?}
   [p=person] thinks {so|not}, because {it costs [money 900-9000] a year|it is too [adj]|nobody from [town]
   uses it}. [q=person] {does not agree|has another view}. "{My [kin] went there every [day]|We need it in
   [season]}," [q.he] {said|answered}. {They talked until [time].|The mayor, [surname], listened [adverb].} In
   the end [n 10-49]% {voted for it|said yes}. [aside]
 party: [p=person] was [w 4-60] years old on [date]. {[p.his] [kin] gave [p.him]|From [p.his] [kin] [p.he] got}
-  a [adj] [o=thing], and {[q=person] brought|there was also} {[dish]|a [color] cake} with [fruit.s].
-  {Everybody sang|They played [sport]|Somebody played the [instrument]}. [q] [vp], but [p] only looked at the
-  [o]. {At [time] the guests went home.|[wx]} {[p.he] was [mood].|It was a [adj] day.}
-winter: {In the [season] of [year]|That [month]} {the [river] froze|the roads were closed|there was no bread}
-  {near|in} [town]. [p=full] and [p.his] [kin] had only [w 2-9] {sacks of [veg.s]|baskets of [fruit.s]}. [wx]
-  {Each [part]|Every [day]} [p.he] [adverb] went to the [place] and [vp]. A [job] named [q=surname] {lent
-  [p.him]|sold [p.him]} a [tool] {for [money 2-30]|without asking for money}. {In [month] they were
-  saved.|[aside]}
+  a [adj] [o=thing], and [q=person] {brought|came with} {[dish]|a [color] cake} with [fruit.s]. {Everybody
+  sang|They played [sport]|Somebody played the [instrument]}. [q] [vp], but [p] only looked at the [o]. {At
+  [time] the guests went home.|[wx]} {[p.he] was [mood].|It was a [adj] day.}
 notice: {NOTICE|PLEASE NOTE}: the [g=place] (on [street]) will be {closed|open} from [date] {until|to} [date].
   {Tickets: adults [money 5-30], children [money 1-5]|Entry costs [money 1-20]}. {Dogs|Bicycles|Large bags}
   are {not allowed|welcome} in the [g]. {Lost: one [color] [thing]. Reward: [money 5-90]. Call [full].|Wanted:
   a [trait] [job] for [n 2-20] hours a week.} {For questions ask [full], room [n 1-90].|The [job] is there on
   [day] from [time].}
-compare: {The [a=animal] is|A [a=animal] is} {bigger|smaller|slower|quicker} than the [b=bird], but the [b]
-  {lives longer|sees better|can fly}. {In [country]|Near [town]} {people keep|one finds} {both|many of them}.
-  A grown [a] {eats|needs} about [n 2-9] kilos of {grass|food} a day{, or [n 10-40]% more in [season]|}.
-  [p=full], {a [job] who studied|who wrote a book about} the [a], says that it is {[trait]|more [trait] than
-  people think}. {[aside]|[wx]}
 """
 
 READING = """
@@ -409,21 +389,21 @@ rent: [p=full] {lives|rents a room} in the house of [q=full] on [t=street]. {[p.
 
 # -----------------------------------------------------------------------------
 # Law. "== kind / heading" opens a type of clause ("*": of any contract), "-" one phrasing of it, and
-# "? question = answer" a question that every phrasing answers. A contract binds its parties: [X] and [Y] are their
+# "? question = answer ? ..." the questions that every phrasing answers. A contract binds its parties: [X] and [Y] are their
 # roles, [A] and [B] their names; [D] and [E] are the roles in random order, so that a duty may fall on either.
 
 KINDS = {  # kind: (names of the document, pairs of roles, who can be A, who can be B)
-    "lease": ("Lease|Lease Agreement|Rental Agreement", "Lessor Lessee|Landlord Tenant", "party", "party"),
-    "sale": ("Agreement|Sales Contract|Purchase Agreement", "Seller Buyer|Vendor Purchaser|Supplier Customer", "company", "party"),
-    "service": ("Agreement|Services Agreement|Contract", "Client Contractor|Customer Provider|Company Consultant", "party", "company"),
-    "job": ("Agreement|Employment Agreement|Contract", "Employer Employee|Company Executive|Company Employee", "company", "full"),
-    "loan": ("Loan Agreement|Credit Agreement|Note", "Lender Borrower|Creditor Debtor", "party", "party"),
-    "license": ("License|License Agreement|Agreement", "Licensor Licensee|Owner User", "party", "company"),
-    "land": ("Deed|Agreement|Contract", "Grantor Grantee|Seller Buyer|Transferor Transferee", "party", "party"),
-    "partner": ("Partnership Agreement|Agreement", "Managing Partner,Limited Partner|General Partner,Silent Partner", "full", "party"),
-    "will": ("Will", "Executor Trustee|Executor Guardian", "full", "full"),
-    "power": ("Power of Attorney", "Principal Agent|Principal Attorney", "full", "full"),
-    "statute": ("Act|Code|Ordinance|Chapter", "Department Licensee|Board Operator|Commission Permittee|Agency Owner", "full", "full"),
+    "lease": ("Lease|Lease Agreement", "Lessor,Lessee|Landlord,Tenant", "party", "party"),
+    "sale": ("Agreement|Sales Contract", "Seller,Buyer|Vendor,Purchaser|Supplier,Customer", "company", "party"),
+    "service": ("Agreement|Contract", "Client,Contractor|Customer,Provider|Company,Consultant", "party", "company"),
+    "job": ("Agreement|Contract", "Employer,Employee|Company,Executive|Company,Employee", "company", "full"),
+    "loan": ("Loan Agreement|Note", "Lender,Borrower|Creditor,Debtor", "party", "party"),
+    "license": ("License|License Agreement", "Licensor,Licensee|Owner,User", "party", "company"),
+    "land": ("Deed|Agreement|Contract", "Grantor,Grantee|Transferor,Transferee|Seller,Buyer", "party", "party"),
+    "partner": ("Agreement", "Managing Partner,Limited Partner|General Partner,Silent Partner", "full", "party"),
+    "will": ("Will", "Executor,Trustee", "full", "full"),
+    "power": ("Power of Attorney", "Principal,Agent", "full", "full"),
+    "statute": ("Act|Code|Chapter", "Department,Licensee|Board,Operator|Agency,Owner", "full", "full"),
 }
 CONTRACTS = ["lease", "sale", "service", "job", "loan", "license", "land", "partner"]
 
@@ -435,9 +415,8 @@ CLAUSES = """
   the city of [town]|}{ and replace their agreement of [date]|}.
 - {Under|For the purposes of} this [doc], dated [dd=date], the [X] is [A] and the [Y] is [B]{, both of
   [town]|, whose office is at [address]|}.
-? Who is the [X]? = [A]
-? Who is the [Y]? = [B]
-? {On what date was the [doc] made|What is the date of the [doc]}? = [dd]
+? Who is the [X] = [A] ? Who is the [Y] = [B] ? {On what date was the [doc] made|What is the date of the
+  [doc]} = [dd]
 == * / Governing Law
 - This [doc] {is|shall be} governed by {and construed under|and interpreted in accordance with|} the laws of
   [s=state]{, without regard to its rules on conflict of laws|}, and {any suit shall be brought|the parties
@@ -448,8 +427,8 @@ CLAUSES = """
 - {Each party|The [X] and the [Y]} {submits|submit} to the courts of [c=town]; {this [doc] and all disputes
   under it are|all questions of validity and performance are} {decided|determined} under the law of
   [s=state][subject_to].
-? {Which state's law governs|The law of which state applies to} the [doc]? = [s]
-? {In which place must a suit be brought|The courts of which place have jurisdiction}? = [c]
+? {Which state's law governs|The law of which state applies to} the [doc] = [s] ? {In which place must a suit
+  be brought|The courts of which place have jurisdiction} = [c]
 == * / Arbitration
 - {Any|Every} {dispute|controversy} {arising out of|relating to} this [doc] shall be {settled|finally
   resolved} by {[w=one] arbitrator|[w=w 2-5] arbitrators} sitting in [c=town]. The [D] shall {advance|pay} the
@@ -457,9 +436,8 @@ CLAUSES = """
 - If the parties fail to {settle|resolve} a dispute within [days 10-60], {either of them|the [E]} may refer it
   to arbitration in [c=town] before {[w=w 2-5] arbitrators|[w=one] arbitrator}. The costs {are borne|shall be
   borne} by the [D]{ and not by the [E]|, and the [E] has to pay nothing}.
-? {Where does the arbitration take place|In which place do the arbitrators sit}? = [c]
-? {Who|Which party} {pays for|bears the costs of} the arbitration? = the [D]
-? How many arbitrators are there? = [w]
+? {Where does the arbitration take place|In which place do the arbitrators sit} = [c] ? {Who|Which party}
+  {pays for|bears the costs of} the arbitration = the [D] ? How many arbitrators are there = [w]
 == * / Notice
 - {Notices|All notices} under this [doc] {must|shall} be in writing and {sent|delivered} by {registered
   mail|courier|certified mail} to [address]. A notice {takes effect|is deemed received} [d=days 2-14] after it
@@ -468,8 +446,8 @@ CLAUSES = """
 - The [D] shall give notice to the [E] at [address], {by hand|by courier|by registered mail}{, and a copy to
   [full]|}; it {may also[yn:Yes]|may not[yn:No]} be given by electronic mail. {Such a notice|It} is
   {effective|deemed given} [d=days 2-14] after dispatch.
-? {May notice be given|Can a party give notice} by electronic mail? = [yn]
-? {After what time|How long after sending} does a notice take effect? = [d]
+? {May notice be given|Can a party give notice} by electronic mail = [yn] ? {After what time|How long after
+  sending} does a notice take effect = [d]
 == * / Assignment
 - {Neither party may[yn:No]|The [D] may not[yn:No]} assign {this [doc]|any right under this [doc]} without the
   {prior|express} written consent of the other{, which shall not be unreasonably withheld|}. {A request for
@@ -477,9 +455,9 @@ CLAUSES = """
 - {Either party may[yn:Yes]|The [D] and the [E] may each[yn:Yes]} {freely assign|transfer} this [doc] {without
   the consent of the other|and needs no consent to do so}, {provided that|but} written notice of the
   {assignment|transfer} is given within [d=days 5-30]{ and the assignee assumes all duties|}.
-? {May a party assign the [doc] without consent|Is assignment of the [doc] without consent allowed}? = [yn]
-? {What period is stated in the assignment clause|Within what period must the request or notice be dealt
-  with}? = [d]
+? {May a party assign the [doc] without consent|Is assignment of the [doc] without consent allowed} = [yn] ?
+  {What period is stated in the assignment clause|Within what period must the request or notice be dealt with}
+  = [d]
 == * / Indemnity
 - The [D] [shall] indemnify{, defend and hold harmless| and hold harmless|} the [E] {against|from} {all|any}
   {claims, losses and expenses|damages, fines and costs} {arising from|caused by} {its negligence|any breach
@@ -488,8 +466,8 @@ CLAUSES = """
 - {If a third party sues the [E]|In case of a claim against the [E]} {because of|on account of} {a defect|any
   act of the [D]|a breach of this [doc]}, the [D] {bears|shall bear} {the loss|all reasonable costs}{,
   including attorneys' fees,|} to a {limit|maximum} of [m=money 5000-900000].
-? {Which party|Who} must indemnify the other? = the [D]
-? {What is the limit of|Up to what amount is} the indemnity? = [m]
+? {Which party|Who} must indemnify the other = the [D] ? {What is the limit of|Up to what amount is} the
+  indemnity = [m]
 == * / Confidentiality
 - The [D] shall keep {secret|confidential} all {business records|technical data|price lists|customer lists}
   {disclosed|received} under this [doc] {during its term and|} for [p=years 2-10] {after it ends|thereafter}{,
@@ -499,9 +477,8 @@ CLAUSES = """
   secret|any confidential information} of the [E] to {third parties|anyone}; disclosure to auditors is
   {permitted[yn:Yes]|likewise prohibited[yn:No]|also forbidden[yn:No]|an exception and is allowed[yn:Yes]}.
 ? {For how long after the end of the [doc] must the information be kept secret|How long does the duty of
-  secrecy last}? = [p]
-? {Which party|Who} must keep the information secret? = the [D]
-? May the information be disclosed to auditors? = [yn]
+  secrecy last} = [p] ? {Which party|Who} must keep the information secret = the [D] ? May the information be
+  disclosed to auditors = [yn]
 == * / Termination for Cause
 - {If|Where} the [D] {commits a material breach|materially breaches this [doc]} and {fails to cure it|does not
   remedy it} within [d=days 10-60] after {written notice|receiving notice}, the [E] may terminate this [doc]
@@ -509,8 +486,8 @@ CLAUSES = """
 - The [E] may {end|terminate} this [doc] for cause if the [D] {becomes insolvent|ceases to do business} or
   {leaves|allows} a breach {uncured|to continue} for [d=days 10-60] after notice{. Section [n 2-30] survives
   such termination|; sums already due remain payable}.
-? {How long is the cure period|Within what time must a breach be cured}? = [d]
-? {Which party|Who} may terminate {for cause|because of a breach by the other}? = the [E]
+? {How long is the cure period|Within what time must a breach be cured} = [d] ? {Which party|Who} may
+  terminate {for cause|because of a breach by the other} = the [E]
 == * / Force Majeure
 - {Neither party|No party} is {liable|responsible} for {delay|a failure to perform} caused by {fire, flood or
   war|strikes, storms or acts of government|epidemic, earthquake or embargo}{ or another event beyond its
@@ -520,8 +497,8 @@ CLAUSES = """
 - {Performance|Any duty} is suspended {while|as long as} {an act of God|a natural disaster|riot or war}
   {prevents it|makes it impossible}. {This applies[yn:Yes]|This does not apply[yn:No]} to the duty to pay
   money. After [d=days 20-90] {of such suspension|} the [D] may {withdraw|terminate} by notice to the [E].
-? Does force majeure excuse the payment of money? = [yn]
-? After how long may the [doc] be ended because of force majeure? = [d]
+? Does force majeure excuse the payment of money = [yn] ? After how long may the [doc] be ended because of
+  force majeure = [d]
 == * / Limitation of Liability
 - {In no event shall|Under no circumstances shall} the {total|aggregate} liability of the [D] {under|arising
   from} this [doc] exceed [m=money 5000-900000]. {Lost profits are not recoverable[yn:No]|Lost profits are
@@ -531,8 +508,8 @@ CLAUSES = """
   {whether in contract or in tort|on whatever legal ground}. This limit {covers[yn:Yes]|does not make
   recoverable[yn:No]|includes[yn:Yes]|excludes any claim to[yn:No]} lost profits{ and does not apply to
   fraud|}.
-? {What is the limit of the liability of the [D]|To what amount is the [D] liable}? = [m]
-? {Can lost profits be recovered|Are lost profits recoverable}? = [yn]
+? {What is the limit of the liability of the [D]|To what amount is the [D] liable} = [m] ? {Can lost profits
+  be recovered|Are lost profits recoverable} = [yn]
 == * / Insurance
 - The [D] shall {maintain|carry|keep in force} {at its own expense|} {liability|fire|property} insurance
   {of|with a limit of} {at least|not less than} [m=money 50000-900000] {per occurrence|for each claim} with {a
@@ -541,9 +518,8 @@ CLAUSES = """
 - {Throughout the term|As long as this [doc] is in force}, insurance {against fire and theft|against claims of
   third parties} in the amount of [m=money 50000-900000] is {to be taken out|to be maintained} by the [D]. The
   [E] {must receive|is entitled to} a certificate within [d=days 5-30].
-? {Which party|Who} must {carry|maintain} insurance? = the [D]
-? {What amount of insurance is required|How much insurance must be maintained}? = [m]
-? Within what period must proof of insurance be given? = [d]
+? {Which party|Who} must {carry|maintain} insurance = the [D] ? {What amount of insurance is required|How much
+  insurance must be maintained} = [m] ? Within what period must proof of insurance be given = [d]
 == * / Severability
 - {If|Where} {a court|any tribunal} {finds|holds} {any provision|a part|[section]} of this [doc]
   {invalid|void|unenforceable}, the {remaining provisions|rest} {shall continue in force|remain valid}{ and
@@ -557,7 +533,7 @@ CLAUSES = """
 - This [doc] may be {amended|changed|modified} {by the parties|by agreement of the [D] and the [E]} {orally or
   in writing[yn:Yes]|in any form, even orally[yn:Yes]|only in writing[yn:No]|only by a signed
   writing[yn:No]}{, with effect from the date on which they agree|}[subject_to].
-? {Can the [doc] be changed orally|Is an oral amendment valid}? = [yn]
+? {Can the [doc] be changed orally|Is an oral amendment valid} = [yn]
 == * / Entire Agreement
 - This [doc]{, with its schedules,|, together with [section],|} {is|constitutes} the {entire|whole} agreement
   {of|between} the [X] and the [Y] and {replaces|supersedes} {all|any} {earlier drafts, letters and
@@ -573,20 +549,14 @@ CLAUSES = """
 - The [D] {keeps|receives} [w=w 2-5] {originals|signed copies} of this [doc], the [E] {keeps|receives} {one|a
   single one}; {an electronic signature {suffices[yn:Yes]|is as good as one by hand[yn:Yes]|does not
   suffice[yn:No]|has no effect[yn:No]}}.
-? {Is an electronic signature accepted|May the [doc] be signed electronically}? = [yn]
-== * / Waiver
-- {A failure|Any delay} of the [D] {to enforce|in enforcing} {a right|any term} {under|of} [section] {is
-  not|shall not be deemed} a waiver{ of it|}, {and|nor does} a waiver of one breach {does not excuse|excuse} a
-  later one{ by the [E]|}.
-- {No waiver|A waiver} by the [D] {binds it unless|is effective only if} {made in writing and dated|signed by
-  an officer}{; acceptance of late performance by the [E] after [date] is no waiver|}[subject_to].
+? {Is an electronic signature accepted|May the [doc] be signed electronically} = [yn]
 == * / Attorneys' Fees
 - In {any action|a suit} to {enforce|interpret} this [doc], {the losing party shall pay[yn:Yes]|the party that
   loses pays[yn:Yes]|each party shall pay its own fees, and the loser does not pay[yn:No]|the loser does not
   have to pay[yn:No]} the attorneys' fees of the {winner|other party}. {Fees|Costs} above [m=money 900-60000]
   {in one court |in one year |}are {never|in no case} {refunded|recoverable}.
-? Must the loser pay the attorneys' fees of the {other party|winner}? = [yn]
-? {What is the limit of|What amount is stated for} the attorneys' fees? = [m]
+? Must the loser pay the attorneys' fees of the {other party|winner} = [yn] ? {What is the limit of|What
+  amount is stated for} the attorneys' fees = [m]
 == * / Audit
 - {Once a year|Upon [days 5-30] notice|Twice in a year}, the [D] may {inspect|audit|examine} the
   {books|records|accounts} of the [E] {that relate to|concerning} this [doc]. {If the audit shows|Where it
@@ -595,17 +565,15 @@ CLAUSES = """
 - The [E] {keeps|shall keep} {full|accurate} {records|accounts} for [y=years 2-10] and {opens them|makes them
   available} to the [D], which may audit them {during business hours|on any working day}; a difference of more
   than [p=pct 2-15] {must be made good|is corrected} {at once|with interest}.
-? {Which party|Who} may audit the {books|records}? = the [D]
-? How long must records be kept? = [y]
-? {What difference has consequences in an audit|From what percentage does an error in the audit count}? = [p]
+? {Which party|Who} may audit the {books|records} = the [D] ? How long must records be kept = [y] ? {What
+  difference has consequences in an audit|From what percentage does an error in the audit count} = [p]
 == lease / Rent
 - The [Y] [shall] pay {to the [X]|} {a monthly rent of|as rent for each month} [m=money 400-6000]{, in
   advance,|} {on|not later than} the [d=nth] day of {each|every} month{, without any deduction| by bank
   transfer|}[subject_to].
 - {Rent|The monthly rent} for the {premises|[premises]} is [m=money 400-6000]. {It falls due|It is payable} on
   the [d=nth] day of {each|the} month at {the office of the [X]|[address]}{, and a receipt shall be given|}.
-? {How much is|What is} the monthly rent? = [m]
-? On {which|what} day of the month is {rent|the rent} due? = [d]
+? {How much is|What is} the monthly rent = [m] ? On {which|what} day of the month is {rent|the rent} due = [d]
 == lease / Deposit
 - {On signing|Before moving in}, the [Y] {pays|shall pay} a {security|} deposit of [m=money 400-9000]. The [X]
   [shall] {return|refund} it within [d=days 10-60] after the end of the {lease|term}, less {the cost of
@@ -613,9 +581,8 @@ CLAUSES = """
 - The [X] {holds|has received} [m=money 400-9000] as security {for the duties of the [Y]|against damage},
   {with interest at [pct 2-5] a year[yn:Yes]|without any interest[yn:No]}, {to be repaid|and shall pay it
   back} [d=days 10-60] after the keys are {returned|handed over}.
-? {How much is|What is the amount of} the {security |}deposit? = [m]
-? {Within what time|When after the end} must the deposit be returned? = [d]
-? Does the deposit bear interest? = [yn]
+? {How much is|What is the amount of} the {security |}deposit = [m] ? {Within what time|When after the end}
+  must the deposit be returned = [d] ? Does the deposit bear interest = [yn]
 == lease / Repair
 - The [D] shall {keep|maintain} the {roof, walls and pipes|heating and plumbing|doors and windows} {in good
   repair|in good order} at its own {cost|expense}{, except damage caused by the [E]|}. Repairs {shall
@@ -623,8 +590,8 @@ CLAUSES = """
 - {Repairs|All necessary repairs} of the [premises] are {made|carried out} {and paid for|} by the [D],
   {within|not later than} [d=days 3-30] {after|from} {the report of a defect|written notice}. The [E] {need
   not contribute|shall merely give access}.
-? {Which party|Who} must {make|pay for} {repairs|the repairs}? = the [D]
-? Within what period must repairs {begin or be made|be dealt with}? = [d]
+? {Which party|Who} must {make|pay for} {repairs|the repairs} = the [D] ? Within what period must repairs
+  {begin or be made|be dealt with} = [d]
 == lease / Subletting
 - The [Y] {may[yn:Yes]|may not[yn:No]|is free to[yn:Yes]|shall not[yn:No]} {sublet|sublease} {the premises|the
   [premises]|any part of the premises} without the {prior|written} consent of the [X]{, and a subtenant may
@@ -632,8 +599,8 @@ CLAUSES = """
 - {No consent of the [X] is needed[yn:Yes]|The written consent of the [X] is needed[yn:No]|The [X] must first
   agree in writing[yn:No]|The [X] need not be asked[yn:Yes]} if the [Y] wishes to {sublet|sublease} the
   [premises]; {in every case|however,} {no more than|not more than} [w=w 2-9] persons may {live|stay} there.
-? {May the [Y] sublet without consent|Can the [Y] sublease without the consent of the [X]}? = [yn]
-? How many {persons|occupants} are allowed? = [w]
+? {May the [Y] sublet without consent|Can the [Y] sublease without the consent of the [X]} = [yn] ? How many
+  {persons|occupants} are allowed = [w]
 == lease / Term and Use
 - The {lease|term} of the [u=premises] {begins|starts} on [b=date] and {runs for|lasts} [p=months 6-48]. The
   [Y] shall use it {only|solely} {as a place of business|for lawful purposes|as described in [section]};
@@ -641,10 +608,9 @@ CLAUSES = """
   kept[yn:No]}.
 - {From|Starting on} [b=date], the [X] lets {to the [Y]|} the [u=premises] at [address] for {a term of|}
   [p=months 6-48]. The [Y] {may[yn:Yes]|may not[yn:No]} keep animals there{ and shall obey the house rules|}.
-? {How long is the term|For what period is the lease made}? = [p]
-? {When does the {lease|term} begin|On what date does the {lease|term} begin}? = [b]
-? {May animals be kept|Are animals allowed}? = [yn]
-? What is leased? = [u]
+? {How long is the term|For what period is the lease made} = [p] ? {When does the {lease|term} begin|On what
+  date does the {lease|term} begin} = [b] ? {May animals be kept|Are animals allowed} = [yn] ? What is leased
+  = [u]
 == lease / Utilities and Entry
 - {Charges for|The cost of} {water|electricity|gas|heating} {are|shall be} paid by the [D]{ and taxes by the
   [E]|; the [E] pays nothing for them}. The [X] may enter the premises {for inspection|to inspect} after
@@ -652,8 +618,8 @@ CLAUSES = """
 - The [D] pays for {water and gas|electricity|heating and light}{, while the [E] pays the property tax|}.
   {With|After} [d=hours] notice{, the [X] may inspect the premises| the [X] may come in}{ between [n 8-11] and
   [n 12-18] o'clock|}.
-? {Which party|Who} pays for {the utilities|water, gas, electricity or heating}? = the [D]
-? {How much notice is needed before entry|What notice must be given before an inspection}? = [d]
+? {Which party|Who} pays for {the utilities|water, gas, electricity or heating} = the [D] ? {How much notice
+  is needed before entry|What notice must be given before an inspection} = [d]
 == sale / Price
 - The [X] sells and the [Y] buys [q=n 20-900] {units of|} [g=goods] {for a total price of|at a price of}
   [m=money 900-90000]{, taxes included|, plus sales tax|}. {The price is payable|Payment is due} within
@@ -661,9 +627,8 @@ CLAUSES = """
 - {The price of|For} the [g=goods] ([q=n 20-900] in number) {is|the [Y] shall pay} [m=money 900-90000],
   {due|to be paid} within [d=days 5-60] {of the invoice date|from the date of the invoice}{ to the account
   named in [section]|}.
-? {What is sold|Which goods are sold}? = [g]
-? {What is the price|How much must the [Y] pay}? = [m]
-? Within what period must the price be paid? = [d]
+? {What is sold|Which goods are sold} = [g] ? {What is the price|How much must the [Y] pay} = [m] ? Within
+  what period must the price be paid = [d]
 == sale / Delivery and Risk
 - {Delivery|The goods} shall {take place|be delivered} at [t=town] {on or before|not later than} [b=date].
   {Freight|The cost of transport} is {paid|borne} by the [D]{, not by the [E]|}. {Title|Risk of loss}
@@ -671,9 +636,8 @@ CLAUSES = """
 - The [X] [shall] {ship|deliver} the goods to [t=town] by [b=date]. The [D] {pays|shall pay} the freight{ and
   the [E] the insurance of the load|, the [E] the unloading}. For each {week|day} of delay {the price
   falls|the [Y] may deduct} {by|an amount of} [money 50-900].
-? {Where must the goods be delivered|To what place are the goods delivered}? = [t]
-? By what date must the goods be delivered? = [b]
-? {Which party|Who} pays the {freight|cost of transport}? = the [D]
+? {Where must the goods be delivered|To what place are the goods delivered} = [t] ? By what date must the
+  goods be delivered = [b] ? {Which party|Who} pays the {freight|cost of transport} = the [D]
 == sale / Inspection and Returns
 - The [Y] {may|shall} {inspect|examine} the goods within [d=days 3-30] after {arrival|delivery} and {must
   report|shall report} {any defect|defects} {in writing|without delay}. Defective goods {may be
@@ -682,8 +646,8 @@ CLAUSES = """
 - {Unless the [Y] objects|If the [Y] makes no complaint} within [d=days 3-30] {of delivery|after delivery},
   the goods are {deemed accepted|accepted}. The [Y] {has the right[yn:Yes]|has no right[yn:No]} to return
   {defective|faulty} goods{, whatever the invoice says|}.
-? Within what period must the goods be inspected or refused? = [d]
-? {May defective goods be returned|Can the [Y] return defective goods}? = [yn]
+? Within what period must the goods be inspected or refused = [d] ? {May defective goods be returned|Can the
+  [Y] return defective goods} = [yn]
 == sale / Warranty
 - The [X] {warrants|guarantees} that the [goods] {are free of defects|conform to the sample} for [p=months
   3-36] {from delivery|after the sale}. {In case of a defect|If they are not}, the [X] shall {repair or
@@ -693,8 +657,8 @@ CLAUSES = """
   limited to [money 900-9000]|}. Normal wear is {included[yn:Yes]|excluded[yn:No]|also covered[yn:Yes]|not
   covered[yn:No]}. {ALL OTHER WARRANTIES ARE EXCLUDED.|No other warranty, express or implied, is made.|The [X]
   sells no goods "as is".}
-? {How long is the warranty|How long does the warranty last}? = [p]
-? {Does the warranty cover|Is there a warranty for} normal wear? = [yn]
+? {How long is the warranty|How long does the warranty last} = [p] ? {Does the warranty cover|Is there a
+  warranty for} normal wear = [yn]
 == service / Services and Fees
 - The [Y] [shall] {perform|provide} [s=service] services for the [X] {at [address]|with due care|as described
   in [section]}, {for a fee of|at a rate of} [m=money 30-300] {per hour|an hour}{, not counting travel|}.
@@ -702,9 +666,8 @@ CLAUSES = """
 - {For|In return for} [s=service] services the [X] pays [m=money 30-300] {for each hour|per hour}{ up to [n
   20-160] hours a month|}. {The [Y] sends|Under this [doc] the [Y] sends} {an invoice every month|monthly
   invoices}, {payable|to be paid} within [d=days 10-60].
-? {What services are provided|What kind of services must the [Y] provide}? = [s]
-? {What is the hourly fee|How much is paid per hour}? = [m]
-? Within what period must invoices be paid? = [d]
+? {What services are provided|What kind of services must the [Y] provide} = [s] ? {What is the hourly fee|How
+  much is paid per hour} = [m] ? Within what period must invoices be paid = [d]
 == service / Termination for Convenience
 - {Either party may[yn:Yes]|Only the [D], and not the [E], may[yn:No]} {terminate|end} this [doc] {at any
   time|for any reason}{ and without cause|} {on|by giving} [d=days 10-90] written notice{; work done before
@@ -712,8 +675,8 @@ CLAUSES = """
 - The [D] may {cancel|terminate} the services without cause {on|upon} [d=days 10-90] {prior|written} notice,
   {and so may the [E][yn:Yes]|but the [E] may not[yn:No]|a right which the [E] has as well[yn:Yes]|a right
   which the [E] does not have[yn:No]}.
-? {May the [E] terminate without cause|Can the [E] end the [doc] for convenience}? = [yn]
-? {How much notice is needed to terminate|What is the notice period for termination}? = [d]
+? {May the [E] terminate without cause|Can the [E] end the [doc] for convenience} = [yn] ? {How much notice is
+  needed to terminate|What is the notice period for termination} = [d]
 == service / Intellectual Property
 - {All rights|Copyright} in the {reports|drawings|software|designs} {made|created} under this [doc]
   {belong|shall belong} to the [D] {from their creation|upon payment}{; the [E] keeps only a copy|}. The
@@ -721,8 +684,8 @@ CLAUSES = """
 - The [D] {owns|shall own} {the work product|all inventions and designs}, and the [E] {assigns|hereby assigns}
   to it {any right it may have|all patents}{ for a sum of [money 100-900]|}. The [E] {is allowed[yn:Yes]|is
   not allowed[yn:No]} to use the work for its own business.
-? {Which party|Who} owns the {work|rights in the work}? = the [D]
-? May the [E] use the work for {its own|other} business? = [yn]
+? {Which party|Who} owns the {work|rights in the work} = the [D] ? May the [E] use the work for {its
+  own|other} business = [yn]
 == service / Data Protection
 - The [Y] may process personal data {only|solely} {on the instructions of the [X]|for the purposes in
   [section]}, shall report {a breach|any loss of data} within [d=hours], and shall {erase|delete} the data
@@ -731,9 +694,8 @@ CLAUSES = """
 - {Personal data of customers|Data of natural persons} {are|shall be} {erased|deleted} by the [Y] within
   [p=days 10-90] {after use|after the end of the work}; {leaks|security breaches} are {reported|notified} to
   the [X] within [d=hours]. The [Y] {may[yn:Yes]|may not[yn:No]} send data {abroad|to another country}.
-? Within what time must a breach or leak {of data |}be reported? = [d]
-? {When must the data be erased|Within what period are data deleted}? = [p]
-? May data be sent abroad? = [yn]
+? Within what time must a breach or leak {of data |}be reported = [d] ? {When must the data be erased|Within
+  what period are data deleted} = [p] ? May data be sent abroad = [yn]
 == job / Duties and Salary
 - The [X] {employs|hires} [B] as [j=position] {from|with effect from} [b=date]. The {yearly|annual} salary is
   [m=money 20000-190000], {payable|paid} in {twelve equal parts|monthly installments}. The [Y] shall work [n
@@ -741,9 +703,8 @@ CLAUSES = """
 - {As|In the position of} [j=position], the [Y] {earns|receives} {a salary of|} [m=money 20000-190000] {per
   year|a year}, starting on [b=date], and shall {devote full time to the duties|perform the duties in
   [section]}{ under the direction of [full]|}.
-? {What is the position of the [Y]|As what is the [Y] employed}? = [j]
-? {What is the yearly salary|How much does the [Y] earn in a year}? = [m]
-? On what date does the {employment|work} start? = [b]
+? {What is the position of the [Y]|As what is the [Y] employed} = [j] ? {What is the yearly salary|How much
+  does the [Y] earn in a year} = [m] ? On what date does the {employment|work} start = [b]
 == job / Severance
 - If the [X] {dismisses the [Y]|ends the employment} without cause, {it shall pay|the [Y] receives} severance
   {equal to|of} [p=months 2-18] of salary{, but not more than [money 20000-90000]|}. {On resignation,
@@ -752,8 +713,8 @@ CLAUSES = """
 - Severance pay {amounts to|is} [p=months 2-18] of {base|} salary and is {due|payable} on
   {termination|dismissal} without cause. {It is[yn:Yes]|It is not[yn:No]} due when the [Y] resigns{ before
   [date]|}{; [section] governs the details|}.
-? How much severance, in months of salary, is {due|paid}? = [p]
-? {Is severance due on resignation|Does the [Y] get severance after resigning}? = [yn]
+? How much severance, in months of salary, is {due|paid} = [p] ? {Is severance due on resignation|Does the [Y]
+  get severance after resigning} = [yn]
 == job / Non-Compete
 - For [p=months 3-24] after {leaving|the end of employment}, the [Y] shall not {work for|join|advise} {a
   competitor|any competing business} {within [n 10-200] miles of [town] in|in} [s=state]. {Breach|Each breach}
@@ -761,9 +722,8 @@ CLAUSES = """
 - The [Y] {undertakes|agrees} not to {compete|start a competing business} in [s=state] {during|for} [p=months
   3-24] after {termination|the last day of work}{ or to approach customers of the [X]|}, {on pain of|under} a
   {contractual|} penalty of [m=money 900-90000].
-? {How long does the non-compete last|For how long may the [Y] not compete}? = [p]
-? In {which|what} state does the {non-compete|duty not to compete} apply? = [s]
-? What is the penalty for {breach|competing}? = [m]
+? {How long does the non-compete last|For how long may the [Y] not compete} = [p] ? In {which|what} state does
+  the {non-compete|duty not to compete} apply = [s] ? What is the penalty for {breach|competing} = [m]
 == job / Vacation and Probation
 - The [Y] {has a right to|is entitled to} [v=n 10-40] days of paid vacation {per year|each year}. The first
   [p=months 2-9] are a probation period, {during|in} which {either party may end the employment|notice is only
@@ -772,9 +732,8 @@ CLAUSES = """
   yearly vacation is} [v=n 10-40] days; {unused days are carried over[yn:Yes]|unused days are lost at the end
   of the year[yn:No]|unused days remain valid in the next year[yn:Yes]|unused days cannot be carried
   over[yn:No]}{, and [section] applies|}.
-? How many days of vacation {are there|does the [Y] have}? = [v]
-? How long is the probation{ period|}? = [p]
-? {Can unused vacation be carried over|May unused days of vacation be used in the next year}? = [yn]
+? How many days of vacation {are there|does the [Y] have} = [v] ? How long is the probation{ period|} = [p] ?
+  {Can unused vacation be carried over|May unused days of vacation be used in the next year} = [yn]
 == loan / Principal and Interest
 - The [X] {lends|shall lend} to the [Y] the {principal|} sum of [m=money 2000-900000] {with interest at|at a
   yearly interest rate of} [i=pct 2-14]{ a year|}, {to be repaid|repayable} {in full|} by [b=date]{ in [n
@@ -782,9 +741,8 @@ CLAUSES = """
 - The [Y] {promises|undertakes} to repay {the principal of|} [m=money 2000-900000] on or before [b=date],
   {together with|plus} interest {at the rate of|of} [i=pct 2-14] {a year|per annum}{, counted from the day of
   payment|}{ to the account of [A]|}.
-? {How much is lent|What is the principal of the loan}? = [m]
-? {What is the interest rate|At what rate is interest paid}? = [i]
-? By {what|which} date must the loan be repaid? = [b]
+? {How much is lent|What is the principal of the loan} = [m] ? {What is the interest rate|At what rate is
+  interest paid} = [i] ? By {what|which} date must the loan be repaid = [b]
 == loan / Prepayment
 - The [Y] {may[yn:Yes]|may not[yn:No]|is entitled to[yn:Yes]|is not entitled to[yn:No]} {prepay|repay} the
   loan {early|before it is due}{, in whole or in part|}. {A payment that is late|Any late payment}
@@ -792,8 +750,8 @@ CLAUSES = """
 - {Early repayment is {permitted[yn:Yes]|excluded[yn:No]}|Repayment before the due date is
   {allowed[yn:Yes]|not allowed[yn:No]}}{, except on a bank holiday|}. {For|On} an installment {paid late|more
   than [days 3-15] late} the [Y] {owes|shall pay} a late fee of [f=money 15-400].
-? {May the [Y] repay early|Is early repayment allowed}? = [yn]
-? {How much is the late fee|What must be paid for a late payment}? = [f]
+? {May the [Y] repay early|Is early repayment allowed} = [yn] ? {How much is the late fee|What must be paid
+  for a late payment} = [f]
 == loan / Security and Default
 - {As security|To secure the loan}, the [Y] {grants|gives} the [X] a {security interest|lien} in
   [c=collateral]. {Default occurs|The [Y] is in default} if a payment is more than [d=days 5-45]
@@ -802,8 +760,8 @@ CLAUSES = """
 - The debt is secured by [c=collateral]{, which the [Y] shall keep in good order|, located in [town]|}. If the
   [Y] {fails to pay|does not pay} {an installment|} within [d=days 5-45] {after it is due|of the due date},
   the [X] may {sell the security|demand the full balance}{ after notice to [B]|}.
-? {What secures the loan|In what does the [X] have a security interest}? = [c]
-? After {what|how long a} delay is the [Y] in default? = [d]
+? {What secures the loan|In what does the [X] have a security interest} = [c] ? After {what|how long a} delay
+  is the [Y] in default = [d]
 == loan / Guarantee
 - [g=full] {guarantees|stands surety for} the {debt|duties} of the [Y] up to [m=money 900-90000]. The [X]
   {must[yn:Yes]|need not[yn:No]} first sue the [Y]{ before it calls on the guarantor|}. {The guarantee|It}
@@ -811,10 +769,8 @@ CLAUSES = """
 - {The guarantor, [g=full],|As guarantor, [g=full]} {is liable|answers} for {the loan|all sums due from the
   [Y]} until [b=date], {with a limit of|to a maximum of} [m=money 900-90000], {but only after the [Y] has been
   sued[yn:Yes]|even if the [Y] has not been sued[yn:No]}[subject_to].
-? Who is the guarantor? = [g]
-? {What is the limit of the guarantee|Up to what amount does the guarantor answer}? = [m]
-? Must the [X] first sue the [Y]? = [yn]
-? {When|On what date} does the guarantee end? = [b]
+? Who is the guarantor = [g] ? {What is the limit of the guarantee|Up to what amount does the guarantor
+  answer} = [m] ? Must the [X] first sue the [Y] = [yn] ? {When|On what date} does the guarantee end = [b]
 == license / Grant and Royalty
 - The [X] grants {to the [Y]|} {an exclusive[yn:Yes]|a non-exclusive[yn:No]} license to use the
   {trademark|patent|software|design} "[brand]" in [t=country] for [p=years 2-15]. The [Y] {pays|shall pay} a
@@ -823,10 +779,9 @@ CLAUSES = """
   royalty of [r=pct 2-20] {on all sales|of the net price}. {No other person will be licensed there[yn:Yes]|The
   license is exclusive[yn:Yes]|The license is not exclusive[yn:No]|The [X] may license others there as
   well[yn:No]}.
-? {Is the license exclusive|Does the [Y] have an exclusive license}? = [yn]
-? {For what country is the license granted|In which country may the [Y] use it}? = [t]
-? {What is the royalty|What royalty must the [Y] pay}? = [r]
-? How long does the license last? = [p]
+? {Is the license exclusive|Does the [Y] have an exclusive license} = [yn] ? {For what country is the license
+  granted|In which country may the [Y] use it} = [t] ? {What is the royalty|What royalty must the [Y] pay} =
+  [r] ? How long does the license last = [p]
 == land / Title and Easement
 - The [X] {conveys|grants} to the [Y] {a right of way|an easement} {[w=n 5-40] feet wide|of [w=n 5-40] feet}
   {across|over} {the land|the lot} at [address] for {access|a water line|a driveway}. {It may be used by
@@ -836,9 +791,8 @@ CLAUSES = """
   {northern|eastern|southern|western} {border|side} of lot [n 2-90] {in [town]|} in favor of the [Y]. {Use
   with vehicles is {permitted[yn:Yes]|not permitted[yn:No]}}. Upkeep is a duty of the [D]{, and the [E] shares
   in no cost|}.
-? How {many feet wide|wide, in feet,} is the {easement|right of way}? = [w]
-? {Which party|Who} must maintain the {easement|right of way}? = the [D]
-? May vehicles use the {easement|right of way}? = [yn]
+? How {many feet wide|wide, in feet,} is the {easement|right of way} = [w] ? {Which party|Who} must maintain
+  the {easement|right of way} = the [D] ? May vehicles use the {easement|right of way} = [yn]
 == land / Escrow and Closing
 - The [Y] {deposits|shall deposit} [m=money 5000-90000] with [g=company] as escrow agent. {Closing|The
   closing} {takes place|is} on [b=date] in [town]; {if the [Y] withdraws|should the [Y] withdraw}, the deposit
@@ -846,11 +800,10 @@ CLAUSES = """
 - [g=company] holds {in escrow|as escrow agent} [m=money 5000-90000] until the closing on [b=date]. If the [Y]
   withdraws, {the sum is returned to the [Y][yn:Yes]|the sum is kept by the [X] and is not returned[yn:No]}.
   {Transfer tax|The cost of closing} is {paid|borne} by the [D]{ and recording fees by the [E]|}.
-? Who is the escrow agent? = [g]
-? {How much is held in escrow|What sum is deposited in escrow}? = [m]
-? {When is the closing|On what date is the closing}? = [b]
-? {Which party|Who} pays the {closing costs or transfer tax|cost of closing or the transfer tax}? = the [D]
-? {Is the deposit refunded if the [Y] withdraws|If the [Y] withdraws, is the deposit returned}? = [yn]
+? Who is the escrow agent = [g] ? {How much is held in escrow|What sum is deposited in escrow} = [m] ? {When
+  is the closing|On what date is the closing} = [b] ? {Which party|Who} pays the {closing costs or transfer
+  tax|cost of closing or the transfer tax} = the [D] ? {Is the deposit refunded if the [Y] withdraws|If the
+  [Y] withdraws, is the deposit returned} = [yn]
 == partner / Shares and Contributions
 - [A] {contributes|shall contribute} [m=money 5000-90000] and {holds|receives} a share of [s=pct 51-80]; [B]
   {contributes|pays in} [k=money 5000-90000] and {holds|receives} the rest. {Profits and losses|Net profits}
@@ -858,9 +811,8 @@ CLAUSES = """
 - {The capital consists of|To the capital,} [A] {pays|brings in} [m=money 5000-90000] {for|against} a share of
   [s=pct 51-80] and [B] {pays|brings in} [k=money 5000-90000] for the remaining share{. The share of a partner
   may not be pledged|, both due within [days 10-60]|}.
-? {What is the share of [A]|What share does [A] hold}? = [s]
-? How much does [A] {pay in|contribute}? = [m]
-? How much does [B] {pay in|contribute}? = [k]
+? {What is the share of [A]|What share does [A] hold} = [s] ? How much does [A] {pay in|contribute} = [m] ?
+  How much does [B] {pay in|contribute} = [k]
 == partner / Management and Withdrawal
 - The {business|partnership} is managed by the [D]{; the [E] may inspect the books|, and the [E] has no vote
   in daily matters|}. A partner may withdraw {at the end of a year|at any time} on [p=months 2-12] notice{,
@@ -869,9 +821,8 @@ CLAUSES = """
 - The [D] {represents|acts for} the partnership {alone|in all matters}, but {may not borrow|shall not borrow}
   more than [m=money 5000-90000] without the [E]. {Withdrawal requires|To withdraw, a partner gives} notice of
   [p=months 2-12]{ in writing|}{ under [section]|}.
-? {Which partner|Who} manages or represents the partnership? = the [D]
-? {How much notice is needed to withdraw|What is the notice period for withdrawal}? = [p]
-? Above what amount does a loan need consent? = [m]
+? {Which partner|Who} manages or represents the partnership = the [D] ? {How much notice is needed to
+  withdraw|What is the notice period for withdrawal} = [p] ? Above what amount does a loan need consent = [m]
 == will / Bequest
 - I {give|bequeath|leave} [m=money 900-90000] to {my [mate] |}[p=full] {and|, and} my [t=bequest] to
   [q=full]{, if living at my death|, provided that each survives me by [days 10-60]|}. {Debts and taxes|The
@@ -880,10 +831,8 @@ CLAUSES = """
 - {To|I leave to} [q=full]{ of [town]|} {I give|} {my [t=bequest]}, and to [p=full] {the sum of|} [m=money
   900-90000]{, payable within [months 2-12]|}. The {executors|heirs} {are free to sell[yn:Yes]|shall not
   sell[yn:No]|are allowed to sell[yn:Yes]|are forbidden to sell[yn:No]} the house{ in [town]|}.
-? Who receives the money? = [p]
-? {How much money is left to [p]|What sum does [p] receive}? = [m]
-? Who receives the [t]? = [q]
-? {May the house be sold|Is a sale of the house allowed}? = [yn]
+? Who receives the money = [p] ? {How much money is left to [p]|What sum does [p] receive} = [m] ? Who
+  receives the [t] = [q] ? {May the house be sold|Is a sale of the house allowed} = [yn]
 == will / Executor
 - I, [A], {of [town], [state],|residing in [town],} {declare|make} this {will|my last will} on [d=date] and
   {appoint|name} [p=full] as {executor|my executor}{, to serve without bond|}. {Should [p] be unable to
@@ -891,9 +840,8 @@ CLAUSES = """
 - {This will|My will}, {signed|made} on [d=date]{ before [w 2-4] witnesses|}, {revokes|replaces} {all earlier
   wills|every earlier will}. {The executor is|As executor I appoint} [p=full]; {the substitute is|in second
   place I appoint} [q=full]{, who shall serve without pay|}.
-? Who is {the executor|named as executor in the first place}? = [p]
-? Who is {the substitute executor|executor if the first cannot serve}? = [q]
-? {When was the will made|On what date was the will made}? = [d]
+? Who is {the executor|named as executor in the first place} = [p] ? Who is {the substitute executor|executor
+  if the first cannot serve} = [q] ? {When was the will made|On what date was the will made} = [d]
 == power / Powers
 - I, [A], {appoint|name} [B] as my agent {to {sell|lease|mortgage} my house at [address]|to manage my
   accounts|to act for me in all tax matters}{ and to sign all papers|}, up to {a value of|} [m=money
@@ -903,11 +851,9 @@ CLAUSES = """
   contracts|borrow and lend} {in the name of|for} [A] within a limit of [m=money 900-90000]. {A substitute may
   be appointed[yn:Yes]|No substitute may be appointed[yn:No]|The agent is free to name a
   substitute[yn:Yes]|The agent must act in person and cannot name a substitute[yn:No]}{; [section] applies|}.
-? Who is the agent? = [B]
-? {Who gives the power|For whom does the agent act}? = [A]
-? {When does the power end|On what date does the power end}? = [d]
-? {What is the limit of the power|Up to what amount may the agent act}? = [m]
-? {May the agent appoint a substitute|Can a substitute be named}? = [yn]
+? Who is the agent = [B] ? {Who gives the power|For whom does the agent act} = [A] ? {When does the power
+  end|On what date does the power end} = [d] ? {What is the limit of the power|Up to what amount may the agent
+  act} = [m] ? {May the agent appoint a substitute|Can a substitute be named} = [yn]
 == statute / Definitions
 - In this [doc], "[t=term]" means {any|a} {person|business|vessel|building} {that|which} {has more than [n
   2-90] employees|is used for trade|is registered in [state]}{ and has an income above [m=money 900-90000]|,
@@ -916,8 +862,8 @@ CLAUSES = """
 - {For the purposes of|As used in} [section], the term "[t=term]" {includes|covers} {every|any}
   {dealer|carrier|employer|owner} with {annual sales|a yearly income} above [m=money 900-90000]{, whether or
   not located in [state]|}{; the [X] keeps a list of them|}.
-? {Which term is defined|What term does the text define}? = [t]
-? {Above what amount does the definition apply|What amount does the definition contain}? = [m]
+? {Which term is defined|What term does the text define} = [t] ? {Above what amount does the definition
+  apply|What amount does the definition contain} = [m]
 == statute / Penalties
 - {Any person who|A person who|Whoever} {violates|fails to comply with} [section] {of this [doc] |}{is guilty
   of a misdemeanor and |}{shall be fined|is subject to a fine of} not more than [m=money 200-60000]{ for each
@@ -927,8 +873,8 @@ CLAUSES = """
   to [m=money 200-60000]; imprisonment {is also possible[yn:Yes]|is not provided for[yn:No]|may be ordered in
   addition[yn:Yes]|may not be ordered[yn:No]}{. A second violation doubles that amount|, and the [X] may
   sue|}.
-? {What is the maximum fine|How high can the fine be}? = [m]
-? {Can the violator be imprisoned|Is imprisonment possible}? = [yn]
+? {What is the maximum fine|How high can the fine be} = [m] ? {Can the violator be imprisoned|Is imprisonment
+  possible} = [yn]
 == statute / Effective Date
 - This [doc] {takes effect|enters into force} on [d=date]{ and applies to contracts made after that day|}.
   {[section] is|Sections [n 2-9] and [n 10-30] are} repealed {on|as of} [e=date]{. The [X] shall publish a
@@ -936,8 +882,8 @@ CLAUSES = """
 - {Effective|From} [d=date], {the provisions of|} this [doc] {apply|applies} {throughout [state]|in every
   county}; {the former law|the act it replaces} {ceases to apply|expires} on [e=date]{, but pending cases
   continue under it|}.
-? {When does the [doc] take effect|On what date does the [doc] enter into force}? = [d]
-? {On what date does the old law end|When is the old law or section repealed}? = [e]
+? {When does the [doc] take effect|On what date does the [doc] enter into force} = [d] ? {On what date does
+  the old law end|When is the old law or section repealed} = [e]
 == statute / License and Appeal
 - {No person may|A person may not} {operate|open|run} a {ferry|hotel|pawn shop|school|bakery|mine|market}
   without a license {from|issued by} the [X]. The {yearly fee|fee} is [m=money 50-900]. {A refusal|Denial of a
@@ -947,8 +893,8 @@ CLAUSES = """
   and [section] lists the conditions|}. {An applicant who is refused|Whoever is refused} {may appeal|can
   appeal} within [d=days 10-60]{ after the decision|}. {The license may be transferred.|The license may not be
   transferred.|}
-? {How much is the {license |}fee|What is the fee for a license}? = [m]
-? Within what period {may a person appeal|can a refusal be appealed}? = [d]
+? {How much is the {license |}fee|What is the fee for a license} = [m] ? Within what period {may a person
+  appeal|can a refusal be appealed} = [d]
 == statute / Duties and Inspection
 - {Every|Each} {plant|shop|vessel|building} {under|subject to} this [doc] shall be inspected by the [X] {at
   least |}{once|twice} in [p=years 2-9]. The [D] {pays|shall pay} the cost of the inspection{ and the [E]
@@ -956,9 +902,8 @@ CLAUSES = """
 - The [D] {bears|shall bear} the cost of inspections, which {take place|are made} every [p=years 2-9]{ under
   [section]|}{; the [E] has to bear no part of it|}. {The law requires[yn:Yes]|The law does not
   require[yn:No]} that a notice be posted {at the entrance|on the door}.
-? {Which party|Who} bears the cost of {the inspection|inspections}? = the [D]
-? Must a notice be posted? = [yn]
-? {What is the period of inspection|How long is the period of inspection}? = [p]
+? {Which party|Who} bears the cost of {the inspection|inspections} = the [D] ? Must a notice be posted = [yn]
+  ? {What is the period of inspection|How long is the period of inspection} = [p]
 """
 LEGAL_WORDS = """
 one: one
@@ -1021,10 +966,10 @@ NUMBERS = {
     "w": lambda rng, lo, hi: in_words(integer(rng, lo, hi)),
     "money": money,
     "days": period("days"), "months": period("months"), "years": period("years"),
-    "pct": lambda rng, lo, hi: f"{integer(rng, lo, hi)}" + pick(rng, ["%", "%", "%", ".5%", ".25%", " percent"]),
+    "pct": lambda rng, lo, hi: str(integer(rng, lo, hi)) + pick(rng, ["%", "%", "%", ".5%", ".25%", " percent"]),
     "year": lambda rng: str(integer(rng, 1820, 2024)),
     "date": lambda rng: f"{pick(rng, WORD['month'])} {integer(rng, 1, 28)}, {integer(rng, 1985, 2029)}",
-    "time": lambda rng: f"{integer(rng, 5, 22)}:{pick(rng, ['00', '05', '10', '15', '20', '30', '40', '45', '50'])}",
+    "time": lambda rng: f"{integer(rng, 5, 22)}:{5 * integer(rng, 0, 11):02}",
 }
 
 
@@ -1119,7 +1064,7 @@ def parse_clauses(text):
             kind, heading = line.split(" / ")
             clauses.append({"kind": kind, "heading": heading, "-": [], "?": []})
         else:
-            clauses[-1][mark].append(line)
+            clauses[-1][mark] += line.split(" ? ")
     return clauses
 
 
@@ -1131,8 +1076,7 @@ PARTIES = CLAUSE_LIST[0]
 def contract(rng, kind):
     docs, roles, a, b = KINDS[kind]
     env = {"seen": [], "doc": pick(rng, docs.split("|"))}
-    roles = pick(rng, roles.split("|"))
-    env["X"], env["Y"] = roles.split("," if "," in roles else " ")
+    env["X"], env["Y"] = pick(rng, roles.split("|")).split(",")
     for name, table in ("A", a), ("B", b):
         env[name] = fill(rng, table, env)
     return env
@@ -1186,7 +1130,7 @@ def legal_question(rng):
     roles = {f"the {env['X']}", f"the {env['Y']}"}
     wanted = roles if answer in roles else [] if answer in ("Yes", "No") else [answer]
     if all(span in passage for span in wanted) and 150 <= len(passage) <= 500:
-        return {"prompt": f"{passage}\nQuestion: {polish(question)}\nAnswer:", "answer": answer}
+        return {"prompt": f"{passage}\nQuestion: {polish(question)}?\nAnswer:", "answer": answer}
 
 
 def collect(make, rng, count):
@@ -1205,7 +1149,7 @@ def main():
     out = parser.parse_args().out
     law = random.Random(2)
     pairs = zip(collect(legal_text, law, 960), collect(legal_question, law, 960))
-    corpora = {"english.jsonl": collect(english, random.Random(1), 7200),
+    corpora = {"english.jsonl": collect(english, random.Random(1), 8800),
                "legal.jsonl": [record for pair in pairs for record in pair]}
     for name, records in corpora.items():
         data = "".join(json.dumps(record) + "\n" for record in records).encode("ascii")

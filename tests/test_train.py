@@ -1,0 +1,182 @@
+"""The loop on a random model: it learns, prunes, freezes, exports, resumes; and the commands refuse what they cannot do."""
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+import export
+import llama
+import train
+from llama import InputError
+
+
+def command(monkeypatch, *arguments, main=train.main) -> int:
+    """Runs a command as from the shell; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    try:
+        llama.command(main)
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
+@pytest.fixture
+def options(model_dir, data_file, tmp_path):
+    return ["--model", model_dir, "--data", data_file, "--out", tmp_path / "run", "--device", "cpu", "--steps", 16,
+            "--seq-len", 32, "--batch-size", 4, "--lr", 1e-2, "--eval-every", 4, "--log-every", 2, "--checkpoint-every", 5]
+
+
+def read_log(run, timing=False):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return lines if timing else [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize("extra", [[], ["--space", "heads", "--prune", "0.5"], ["--no-slice-at-freeze"], ["--paper"],
+                                   ["--answer-only", "--accumulate", "2", "--generator-every", "3"], ["--checkpointing"],
+                                   ["--dtype", "bfloat16"], ["--straight-through", "--lasso", "none"]])
+def test_a_run_learns_prunes_and_exports(monkeypatch, options, tmp_path, extra):
+    assert command(monkeypatch, *options, *extra) == 0
+    summary, log = json.loads((tmp_path / "run/summary.json").read_text()), read_log(tmp_path / "run")
+    assert log[-1]["step"] == 16 and log[-1]["loss"] < log[0]["loss"]
+    loss = summary["val_loss"]
+    assert loss["exported"] < loss["base"] and abs(loss["exported"] - loss["pruned"]) < (0.05 if "bfloat16" in extra else 1e-4)
+    assert summary["obtained_prune"] == pytest.approx(summary["requested_prune"], abs=0.02)
+    assert summary["max_logit_diff"] < (0.1 if "bfloat16" in extra else 1e-4)
+    assert all(line["kept"] == log[-1]["kept"] for line in log if line["phase"] == "tune")
+    assert llama.count_parameters(llama.load(tmp_path / "run/pruned")) == summary["params"]["pruned"]
+
+
+def test_the_searched_budget_anneals_to_the_target(monkeypatch, options, tmp_path):
+    assert command(monkeypatch, *options) == 0
+    kept = [line["kept"] for line in read_log(tmp_path / "run")]
+    assert 0.6 < kept[0] < 1 and kept[-1] == pytest.approx(0.6, abs=0.02)
+    keep = [train.annealed_keep(train.Config(prune=0.4, anneal=0.5), step, freeze=20) for step in (0, 4, 9, 15)]
+    assert keep == pytest.approx([0.96, 0.8, 0.6, 0.6])
+
+
+@pytest.mark.parametrize("stop", [5, 8, 11])  # in the search, at the freeze, after it
+def test_a_resumed_run_ends_like_an_uninterrupted_one(monkeypatch, options, tmp_path, stop):
+    whole = tmp_path / "whole"
+    assert command(monkeypatch, *options, "--out", whole, "--paper", "--slice-at-freeze") == 0
+    step = train.Run.lora_step
+
+    def interrupted(run):
+        terms = step(run)
+        run.stop_asked = run.step == stop - 1
+        return terms
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "lora_step", interrupted)
+        assert command(patch, *options, "--paper", "--slice-at-freeze") == 130
+    assert command(monkeypatch, "--resume", tmp_path / "run") == 0
+    steps = {line["step"] for line in read_log(whole)}
+    assert [line for line in read_log(tmp_path / "run") if line["step"] in steps] == read_log(whole)
+    for (name, a), b in zip(llama.load(whole / "pruned").named_parameters(), llama.load(tmp_path / "run/pruned").parameters()):
+        assert torch.equal(a, b), name
+
+
+def test_export_again_from_the_checkpoint(monkeypatch, options, tmp_path, capsys):
+    assert command(monkeypatch, *options, "--no-slice-at-freeze") == 0
+    run = tmp_path / "run"
+    assert command(monkeypatch, run, "--out", tmp_path / "again", main=export.main) == 0
+    for a, b in zip(llama.load(run / "pruned").parameters(), llama.load(tmp_path / "again").parameters()):
+        assert torch.equal(a, b)
+    assert command(monkeypatch, run, "--out", tmp_path / "half", "--dtype", "bfloat16", main=export.main) == 0
+    capsys.readouterr()
+    assert command(monkeypatch, tmp_path / "half", "--prompt", "On day", "--max-tokens", 8, main=llama.main) == 0
+    assert "8 tokens in" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(monkeypatch, options, tmp_path, capsys):
+    step = train.Run.lora_step
+
+    def poisoned(run):
+        if run.step >= 6:
+            next(iter(export.lora_parameters(run.model).values())).data.fill_(math.nan)
+        return step(run)
+
+    monkeypatch.setattr(train.Run, "lora_step", poisoned)
+    assert command(monkeypatch, *options) == 2
+    error = capsys.readouterr().err
+    assert "not finite" in error and "--lr" in error and error.count("\n") == 1
+    assert export.read_checkpoint(tmp_path / "run")["step"] == 5
+
+
+def test_one_bad_batch_is_skipped(monkeypatch, options):
+    nll = llama.Llama.nll
+    calls = iter(range(10**6))
+    monkeypatch.setattr(llama.Llama, "nll", lambda *a, **k: nll(*a, **k) * (math.nan if next(calls) == 60 else 1))
+    assert command(monkeypatch, *options) == 0
+
+
+def test_resuming_with_other_data_is_refused_by_name(monkeypatch, options, tmp_path, data_file, capsys):
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(data_file.read_bytes())
+    assert command(monkeypatch, *options, "--data", copy) == 0
+    copy.write_bytes(data_file.read_bytes() + b'{"text": "one more"}\n')
+    assert command(monkeypatch, "--resume", tmp_path / "run") == 2
+    assert "copy.jsonl changed" in capsys.readouterr().err
+
+
+def test_a_run_is_replaced_only_when_asked(monkeypatch, options, tmp_path, capsys):
+    assert command(monkeypatch, *options) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert command(monkeypatch, *options, "--steps", 10) == 2
+    error = capsys.readouterr().err
+    assert "--resume" in error and "--overwrite" in error
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert command(monkeypatch, *options, "--steps", 10, "--overwrite") == 0
+    assert read_log(tmp_path / "run")[-1]["step"] == 10
+
+
+def test_schedule_worked_by_hand():
+    assert [train.schedule(step, 110, warmup=10 / 110) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert train.schedule(60, 110, 10 / 110) == pytest.approx(0.55) and train.schedule(110, 110, 10 / 110) == pytest.approx(0.1)
+
+
+def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
+    """A question whose answer is what the model would say is right, any other is wrong; options are ranked by likelihood."""
+    model = llama.load(model_dir)
+    prompt = "On day 5 the bank shall pay"
+    ids = [tokenizer.bos] + tokenizer.encode([prompt])[0]
+    scores = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
+    pieces = [t for t in scores.argsort(descending=True).tolist() if tokenizer.encode([tokenizer.decode([t])]) == [[t]]]
+    options = tuple(tokenizer.decode([t]) for t in (pieces[-1], pieces[0], pieces[-2]))
+
+    def score(text):
+        row = ids + tokenizer.encode([text])[0] + [tokenizer.eos]
+        logp = model(torch.tensor([row]))[0].log_softmax(-1)
+        return sum(float(logp[i - 1, row[i]]) for i in range(len(ids), len(row))) / (len(row) - len(ids))
+
+    best = max(options, key=score)
+    for answer in options:
+        question = train.data.Example(prompt, answer, options)
+        assert train.answer_accuracy(model, tokenizer, [question], 64) == (answer == best)
+    assert train.answer_accuracy(model, tokenizer, [train.data.Example(prompt, "lot 17")], 64) == 0
+    assert train.answer_accuracy(model, tokenizer, [], 64) is None
+
+
+BAD = [  # arguments that replace or join the good ones, and what the one line names
+    (["--prune", "0"], "--prune"), (["--prune", "1"], "--prune"), (["--prune", "nan"], "--prune"), (["--prune", "0.999"], "out of reach"),
+    (["--data", "missing.jsonl"], "missing.jsonl"), (["--model", "missing"], "missing"), (["--steps", "0"], "--steps"),
+    (["--batch-size", "100000"], "fewer than one batch"), (["--device", "tpu"], "--device tpu"), (["--lr", "-1"], "--lr"),
+    (["--seed", "-1"], "--seed"), (["--resume", "nowhere"], "no others"), (["--round-to", "64", "--prune", "0.9"], "--round-to"),
+]
+
+
+@pytest.mark.parametrize("arguments, says", BAD)
+def test_bad_arguments_get_one_line(monkeypatch, options, tmp_path, capsys, arguments, says):
+    assert command(monkeypatch, *options, *arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, tokenizer, model_dir):
+    config = llama.LlamaConfig.read(model_dir / "params.json")
+    config.vocab_size = 300
+    with pytest.raises(InputError, match="320 tokens for a model with a vocabulary of 300"):
+        tokenizer.check(config)
