@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -34,13 +33,18 @@ class InputError(Exception):
     """Something the user gave cannot be used. The message is one line: what, where, and what to do."""
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one line, without the usage."""
+    def error(self, message):
+        raise InputError(f"{message} (see --help)")
+
+
 def command(main) -> None:
     """Runs `main()`; an InputError becomes one line on stderr and exit status 2."""
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
 
 
 def write_atomic(path: Path, write) -> None:
@@ -103,58 +107,52 @@ class LlamaConfig:
     @classmethod
     def read(cls, path: Path) -> "LlamaConfig":
         """Reads `params.json`. Raises InputError for anything that does not describe a LLaMA."""
-        def fail(what):
-            raise InputError(f"{path}: {what}; expected a raw LLaMA checkpoint's params.json")
-
-        def build(kind, values, where):
-            """A dataclass from a JSON object, every value checked against the field's annotation."""
-            if not isinstance(values, dict):
-                fail(f"{where} is not a JSON object")
-            fields = {f.name: f for f in dataclasses.fields(kind)}
-            for key, value in values.items():
-                if key not in fields:
-                    fail(f"{where}{key!r} is not a key this LLaMA knows")
-                wanted = fields[key].type
-                if value is None and fields[key].default is None:
-                    continue
-                if wanted is bool:
-                    good = isinstance(value, bool)
-                elif wanted in (int, int | None):
-                    good = type(value) is int and 0 < value < 2**24
-                elif wanted in (float, float | None):
-                    good = type(value) in (int, float) and 0 < value < 1e12
-                else:
-                    good = isinstance(value, list)
-                if not good:
-                    fail(f"{where}{key!r} is {str(value)[:40]}")
-            for name, field in fields.items():
-                if field.default is dataclasses.MISSING and name not in values:
-                    fail(f"{where}{name!r} is missing")
-            return kind(**values)
-
         try:
             values = json.loads(path.read_text())
+            if isinstance(values, dict) and values.get("vocab_size") == -1:  # LLaMA-2 leaves it to the tokenizer
+                values["vocab_size"] = len(open_shards(path.parent)[0].get("tok_embeddings.weight", ()))
+            config = build(cls, values, "")
+            for i, size in enumerate(config.layers):
+                if not isinstance(size, LayerSize):
+                    config.layers[i] = build(LayerSize, size, f"layer {i}: ")
+            config.check()
         except (OSError, ValueError, RecursionError) as error:
-            fail(f"cannot be read ({error})")
-        if isinstance(values, dict):
-            values = {key: value for key, value in values.items() if key not in ("max_seq_len", "max_batch_size")}
-            if values.get("vocab_size") == -1:  # Meta's LLaMA-2 leaves it to the tokenizer; `load` fills it in
-                del values["vocab_size"]
-                values["vocab_size"] = embedding_rows(path.parent)
-            if isinstance(values.get("layers"), list):
-                values["layers"] = [build(LayerSize, v, f"layers[{i}] ") for i, v in enumerate(values["layers"])]
-        config = build(cls, values, "")
-        if len(config.layers) != config.n_layers:
-            fail(f"'layers' has {len(config.layers)} entries for {config.n_layers} layers")
-        if config.head_dim % 2:
-            fail(f"a head has {config.head_dim} dimensions, not an even number")
-        for i, size in enumerate(config.layers):
-            pairs = range(config.head_dim // 2) if size.rotary_pairs is None else size.rotary_pairs
-            if size.n_heads % size.n_kv_heads:
-                fail(f"layer {i} has {size.n_heads} heads, not a multiple of its {size.n_kv_heads} key/value heads")
-            if 2 * len(pairs) != size.qk_dim or not all(type(p) is int and 0 <= p < config.head_dim // 2 for p in pairs):
-                fail(f"layer {i}: its rotary pairs do not match qk_dim {size.qk_dim} and head_dim {config.head_dim}")
+            raise InputError(f"{path}: {str(error)[:160]}; expected the params.json of a raw LLaMA checkpoint") from None
         return config
+
+    def check(self) -> None:
+        """Raises ValueError unless the sizes fit each other."""
+        if self.head_dim % 2 or len(self.layers) != self.n_layers:
+            raise ValueError(f"{len(self.layers)} layers of {self.n_layers}, heads of {self.head_dim} dimensions")
+        pairs = self.head_dim // 2
+        for i, size in enumerate(self.layers):
+            kept = range(pairs) if size.rotary_pairs is None else size.rotary_pairs
+            if size.n_heads % size.n_kv_heads:
+                raise ValueError(f"layer {i}: {size.n_kv_heads} key/value heads cannot share {size.n_heads} heads")
+            if 2 * len(kept) != size.qk_dim or not all(type(p) is int and 0 <= p < pairs for p in kept):
+                raise ValueError(f"layer {i}: its rotary pairs do not fit qk_dim {size.qk_dim}")
+
+
+def build(kind, values, where: str):
+    """A dataclass from a JSON object, its values checked against the annotations. Raises ValueError."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}not a JSON object")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key, value in values.items():
+        wanted = str(fields[key].type) if key in fields else None
+        if wanted is None and key not in ("max_seq_len", "max_batch_size"):
+            raise ValueError(f"{where}{key!r} is not a key this LLaMA knows")
+        good = (value is None and "None" in wanted if value is None else
+                type(value) is bool if "bool" in wanted else
+                type(value) is int and 0 < value < 2**24 if "int" in wanted and "list" not in wanted else
+                type(value) in (int, float) and 0 < value < 1e12 if "float" in wanted else
+                type(value) is list) if wanted else True
+        if not good:
+            raise ValueError(f"{where}{key!r} is {str(value)[:40]}")
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in values:
+            raise ValueError(f"{where}{name!r} is missing")
+    return kind(**{key: value for key, value in values.items() if key in fields})
 
 
 # ------------------------------------------------------------------------------------------------------ model
@@ -353,13 +351,6 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
     return shards
 
 
-def embedding_rows(directory: Path) -> int:
-    shard = open_shards(directory)[0]
-    if "tok_embeddings.weight" not in shard:
-        raise InputError(f"{directory}: the checkpoint has no tok_embeddings.weight")
-    return shard["tok_embeddings.weight"].shape[0]
-
-
 def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
     """Loads a model directory with every weight frozen. Without `output.weight` the output is the embedding (tied).
 
@@ -415,7 +406,7 @@ def save(model: Llama, directory: Path, tokenizer: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "consolidated.00.pth", lambda file: torch.save(
         {name: p.data for name, p in model.named_parameters()}, file))
-    shutil.copyfile(tokenizer, directory / "tokenizer.model")
+    (directory / "tokenizer.model").write_bytes(Path(tokenizer).read_bytes())
     write_json(directory / "params.json", dataclasses.asdict(model.config))
 
 

@@ -15,6 +15,7 @@ import math
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -29,15 +30,15 @@ import export
 import llama
 from atp import (SPACES, Generator, Groups, budget_term, group_lasso, gumbel, proximal_lasso, straight_through,
                  taylor_saliency, warm_start)
-from llama import InputError, Llama, LlamaConfig, Tokenizer, command
+from llama import InputError, Llama, LlamaConfig, Tokenizer
 
 HERE = Path(__file__).resolve().parent
 
 
-def option(default, text: str, **more):
-    """A Config field that becomes a flag: its default, its help, and what argparse should know besides."""
-    factory = {"default_factory": lambda: default} if isinstance(default, list) else {"default": default}
-    return dataclasses.field(**factory, metadata={"help": text, **more})
+def option(default, text: str, low=None, high=None, **more):
+    """A Config field that becomes a flag: default, help, the range of a number (ends included), argparse's rest."""
+    how = {"default_factory": lambda: default} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**how, metadata={"help": text, "range": (low, high), "more": more})
 
 
 @dataclass
@@ -45,135 +46,91 @@ class Config:
     model: str = option("", "model directory in the raw format; without it, a tiny base is made once")
     data: list[str] = option(["legal.jsonl"], "JSON lines files", nargs="+")
     out: str = option("", "run directory (default: out/ and the first data file's name)")
-    prune: float = option(0.4, "fraction of the prunable parameters to remove")
-    space: str = option("dims", "what is removed: head dimensions or whole heads, and FFN units", choices=list(SPACES))
-    round_to: int = option(1, "keep dimensions and FFN units in multiples of this, for kernels and quantizers")
-    steps: int = option(300, "LoRA steps")
-    batch_size: int = option(8, "rows of one forward pass")
-    accumulate: int = option(1, "forward passes of one LoRA step")
-    seq_len: int = option(256, "tokens of a row")
+    prune: float = option(0.4, "fraction of the prunable parameters to remove", 0.001, 0.999)
+    space: str = option("dims", "what goes: head dimensions or whole heads, and FFN units", choices=list(SPACES))
+    round_to: int = option(1, "keep dimensions and FFN units in multiples of this, for kernels and quantizers", 1)
+    steps: int = option(300, "LoRA steps", 1)
+    batch_size: int = option(8, "rows of one forward pass", 1)
+    accumulate: int = option(1, "forward passes of one LoRA step", 1)
+    seq_len: int = option(256, "tokens of a row", 2)
     answer_only: bool = option(False, "no loss on prompts, only on answers")
-    lr: float = option(1e-3, "LoRA's peak learning rate")
-    warmup: float = option(0.03, "fraction of the steps over which it rises; then cosine to a tenth")
-    weight_decay: float = option(0.01, "AdamW's, on LoRA")
-    clip: float = option(1.0, "largest gradient norm of a LoRA step")
-    rank: int = option(8, "of LoRA")
-    lora_scale: float = option(2.0, "s in W + s B A")
-    freeze_at: float = option(0.5, "fraction of the steps after which decisions are frozen (T_end)")
+    lr: float = option(1e-3, "LoRA's peak learning rate", 1e-9, 1e3)
+    warmup: float = option(0.03, "fraction of the steps over which it rises; then cosine to a tenth", 0, 1)
+    weight_decay: float = option(0.01, "AdamW's, on LoRA", 0, 1e3)
+    clip: float = option(1.0, "largest gradient norm of a LoRA step", 1e-9)
+    rank: int = option(8, "of LoRA", 1)
+    lora_scale: float = option(2.0, "s in W + s B A", 1e-9)
+    freeze_at: float = option(0.5, "fraction of the steps after which decisions are frozen (T_end)", 0, 1)
     slice_at_freeze: bool = option(True, "cut at the freeze and tune the small model; otherwise mask to the end")
-    generator_every: int = option(1, "LoRA steps between two generator steps")
-    generator_lr: float = option(3e-3, "the generator's learning rate")
-    temperature: float = option(0.4, "T of the sigmoid in the decisions")
-    spread: float = option(1.0, "warm start: standard deviation of the logits from Taylor saliency; 0: none")
-    anneal: float = option(0.6, "fraction of the search over which the budget goes from 1 to the target")
-    budget: str = option("threshold", "how the generator is held to the budget: a threshold that fits it, "
-                         "or the paper's loss term", choices=["threshold", "loss"])
-    alpha: float = option(5.0, "weight of the budget term with --budget loss")
-    offset: float = option(3.0, "added to the logits with --budget loss: training starts nearly dense")
-    straight_through: bool = option(False, "hard decisions in the generator's step, with the soft ones' gradient")
-    sample: bool = option(False, "LoRA steps take the generator's noisy decisions, not the best that fit the budget")
+    generator_every: int = option(1, "LoRA steps between two generator steps", 1)
+    generator_lr: float = option(3e-3, "the generator's learning rate", 1e-9, 1e3)
+    temperature: float = option(0.4, "T of the sigmoid in the decisions", 1e-3)
+    spread: float = option(1.0, "warm start: deviation of the logits from Taylor saliency; 0: none", 0, 1e3)
+    anneal: float = option(0.6, "fraction of the search over which the budget goes from 1 to the target", 0, 1)
+    budget: str = option("threshold", "the generator's budget: a threshold that fits it, or the paper's loss term",
+                         choices=["threshold", "loss"])
+    alpha: float = option(5.0, "weight of the budget term with --budget loss", 0)
+    offset: float = option(3.0, "added to the logits with --budget loss: training starts nearly dense", -1e3, 1e3)
+    straight_through: bool = option(False, "hard decisions in the generator's step, the soft ones' gradient")
+    sample: bool = option(False, "LoRA steps take the generator's noisy decisions, not the best in the budget")
     lasso: str = option("proximal", "group lasso on removed groups' LoRA", choices=["proximal", "loss", "none"])
-    lasso_weight: float = option(5.0, "lambda of the lasso (per step: times lr if proximal)")
-    checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, a third slower")
-    seed: int = option(0, "of everything random")
+    lasso_weight: float = option(5.0, "lambda of the lasso (per step: times the learning rate if proximal)", 0)
+    checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
+    seed: int = option(0, "of everything random", 0, 2**32 - 1)
     device: str = option("auto", "cuda, mps or cpu (default: the best there is)")
-    dtype: str = option("auto", "of the base and the activations (default: bfloat16 where the GPU has it)",
+    dtype: str = option("auto", "of base and activations (default: bfloat16 where the GPU has it)",
                         choices=["auto", "float32", "bfloat16"])
-    log_every: int = option(10, "steps between two lines of the log")
-    eval_every: int = option(100, "steps between two evaluations on the validation split")
-    checkpoint_every: int = option(100, "steps between two checkpoints")
+    log_every: int = option(10, "steps between two lines of the log", 1)
+    eval_every: int = option(100, "steps between two evaluations on the validation split", 1)
+    checkpoint_every: int = option(100, "steps between two checkpoints", 1)
 
 
-# The authors' procedure: noise, an offset and a loss term in place of the threshold, no warm start, masks to the end.
-PAPER = dict(budget="loss", sample=True, spread=0.0, anneal=0.0, generator_lr=1e-3, lasso="loss", lasso_weight=10.0,
-             slice_at_freeze=False, generator_every=1)
+# The authors' procedure: noise, offset and loss term in place of the threshold, no warm start, masks to the end.
+PAPER = dict(budget="loss", sample=True, spread=0.0, anneal=0.0, generator_lr=1e-3, lasso="loss",
+             lasso_weight=10.0, slice_at_freeze=False)
 
 
-def parse_arguments(argv=None) -> tuple[Config, argparse.Namespace]:
+def number(kind, low, high):
+    """A converter for argparse: `kind` from `low` to `high`."""
+    def convert(text: str):
+        value = kind(text)
+        if not (low if low is not None else -math.inf) <= value <= (high or 2**31):
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high or 2**31}")
+        return value
+    convert.__name__ = kind.__name__  # argparse names it: "invalid int value: 'x'"
+    return convert
+
+
+def parse_arguments() -> tuple[Config, argparse.Namespace]:
     """The command line as a Config, and --resume and --overwrite. Raises InputError."""
-    parser = argparse.ArgumentParser(description="Tune and prune a LLaMA in one run.", argument_default=argparse.SUPPRESS)
+    parser = llama.Parser(description="Tune and prune a LLaMA in one run.", argument_default=argparse.SUPPRESS)
     for field in dataclasses.fields(Config):
-        default = "" if field.default in ("", "auto", dataclasses.MISSING) else f" (default: {field.default})"
-        more = dict(field.metadata, help=field.metadata["help"] + default)
+        how = dict(field.metadata["more"], help=field.metadata["help"])
+        if field.default not in ("", "auto", dataclasses.MISSING):
+            how["help"] += f" (default: {field.default})"
         if field.type is bool:
-            more["action"] = argparse.BooleanOptionalAction
-        elif field.type is not str and "nargs" not in more:
-            more["type"] = field.type
-        parser.add_argument("--" + field.name.replace("_", "-"), **more)
-    parser.add_argument("--paper", action="store_true", help="the authors' procedure: " + ", ".join(
-        f"--{'' if v is not False else 'no-'}{k.replace('_', '-')}{'' if isinstance(v, bool) else f' {v}'}" for k, v in PAPER.items()))
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run from its last checkpoint, with its options")
+            how["action"] = argparse.BooleanOptionalAction
+        elif field.type in (int, float):
+            how["type"] = number(field.type, *field.metadata["range"])
+        parser.add_argument("--" + field.name.replace("_", "-"), **how)
+    preset = " ".join(f"--no-{k}" if v is False else f"--{k}" if v is True else f"--{k} {v}" for k, v in PAPER.items())
+    parser.add_argument("--paper", action="store_true", help=f"the authors' procedure: {preset.replace('_', '-')}")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run from its checkpoint, with its options")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the output directory")
-    given = vars(parser.parse_args(argv))
+    given = vars(parser.parse_args())
     paper, resume, overwrite = (given.pop(name, None) for name in ("paper", "resume", "overwrite"))
     if resume and (given or paper or overwrite):
         raise InputError("--resume goes on with the run's own options; give no others with it")
-    config = Config(**{**(PAPER if paper else {}), **given})
-    if not resume:
-        check(config)
-    return config, argparse.Namespace(resume=resume, overwrite=overwrite)
+    return Config(**((PAPER if paper else {}) | given)), argparse.Namespace(resume=resume, overwrite=overwrite)
 
 
-def check(config: Config) -> None:
-    """Raises InputError for a value that no run can have."""
-    for name, low, high in [("prune", 0, 1), ("freeze_at", 0, 1)]:
-        if not low < getattr(config, name) < high:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be between {low} and {high}")
-    for name, low, high in [("warmup", 0, 1), ("anneal", 0, 1), ("spread", 0, 1e3), ("weight_decay", 0, 1e3),
-                            ("alpha", 0, 1e6), ("offset", -1e3, 1e3), ("lasso_weight", 0, 1e6)]:
-        if not low <= getattr(config, name) <= high:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from {low} to {high:g}")
-    for field in dataclasses.fields(Config):
-        value = getattr(config, field.name)
-        positive = field.type is int and field.name != "seed" or field.name in ("lr", "generator_lr", "temperature", "clip", "lora_scale")
-        if positive and not 0 < value < 1e9:
-            raise InputError(f"--{field.name.replace('_', '-')} {value}: must be more than 0")
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"--seed {config.seed}: must be from 0 to {2**32 - 1}")
-
-
-# ---------------------------------------------------------------------------------------------- the built-in base
-
-def tiny_base(device: torch.device) -> Path:
-    """The built-in base: a LLaMA of 1 M parameters pretrained on english.jsonl once, then cached. About a minute."""
+def tiny_base() -> str:
+    """The built-in base model's directory; pretrains it on english.jsonl the first time, in about a minute."""
     target = HERE / "out" / "tiny-base"
-    if (target / "params.json").exists():
-        print(f"base: the built-in tiny model in {target}")
-        return target
-    import sentencepiece
-    steps, rows, seq_len = 450, 16, 128
-    print(f"base: pretraining the built-in tiny model on english.jsonl, once, for {target}", flush=True)
-    target.mkdir(parents=True, exist_ok=True)
-    examples = [example for _, example in data.read(HERE / "english.jsonl")]
-    with open(target / "tokenizer.model", "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=(e.answer for e in examples), model_writer=file,
-                                                 vocab_size=1024, model_type="bpe", byte_fallback=True,
-                                                 minloglevel=2, num_threads=1)
-    tokenizer = Tokenizer(target / "tokenizer.model")
-    packed = data.pack(data.encode(examples, tokenizer), seq_len, False, tokenizer.eos)
-
-    torch.manual_seed(0)
-    model = Llama(LlamaConfig(dim=128, n_layers=4, n_heads=8, n_kv_heads=4, vocab_size=1024, multiple_of=32)).to(device)
-    for name, p in model.named_parameters():
-        p.requires_grad_(True)
-        if p.dim() == 2:
-            torch.nn.init.normal_(p, std=0.02 if "wo" not in name and "w2" not in name else 0.02 / 8 ** 0.5)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
-    begin = time.monotonic()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * schedule(step, steps, warmup=0.05)
-        tokens, targets = packed.batch(rows, step, 0, device)
-        loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), ignore_index=llama.IGNORE)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 0 or step == steps - 1:
-            left = (time.monotonic() - begin) / (step + 1) * (steps - step - 1)
-            print(f"  pretraining step {step:4d} of {steps}  loss {loss:.3f}  {left:3.0f} s left", flush=True)
-    llama.save(model, target, tokenizer.path)
-    return target
+    if not (target / "params.json").exists():
+        print(f"base: no --model given; pretraining the built-in tiny one, once, for {target}", flush=True)
+        subprocess.run([sys.executable, HERE / "scripts" / "tiny_base.py", target], check=True)
+    return str(target)
 
 
 # ------------------------------------------------------------------------------------------------ pure functions
@@ -471,7 +428,7 @@ def open_run(config: Config, device: torch.device, checkpoint: dict | None) -> t
     """A run at its first step, or at the checkpoint's. Raises InputError for all that can be known to fail later."""
     for path in config.data:
         data.read(path)  # before the base is made: bad data should not cost a minute
-    config.model = config.model or str(tiny_base(device))
+    config.model = config.model or tiny_base()
     tokenizer = Tokenizer(Path(config.model) / "tokenizer.model")
     tokenizer.check(LlamaConfig.read(Path(config.model) / "params.json"))
     rows = data.load(config.data, tokenizer, config.seq_len, config.answer_only)
@@ -554,4 +511,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    llama.command(main)

@@ -5,7 +5,7 @@
 english.jsonl  {"text"}: small general scenes and stories, to pretrain the base model
 legal.jsonl    {"text"}: clauses of contracts and statutes; {"prompt", "answer"}: questions on such clauses
 
-Both come from a seeded grammar, so that every run on every machine writes the same bytes. The grammar is data:
+Both come from a seeded grammar: every run on every machine writes the same bytes. The grammar is data:
 
     {a|b|c}         one of the alternatives (they nest; an empty one makes the text optional)
     [slot]          a word or phrase of the table `slot`, itself expanded; or a variable bound earlier
@@ -42,7 +42,7 @@ male: Adam, Albert, Andrew, Anton, Arthur, Benjamin, Boris, Brian, Bruno, Carl, 
   Laurence, Leo, Leonard, Louis, Lucas, Magnus, Malcolm, Marco, Martin, Matthew, Michael, Miguel, Nathan,
   Neil, Nicholas, Niels, Noah, Oliver, Omar, Oscar, Otto, Owen, Pablo, Patrick, Paul, Pedro, Peter, Philip,
   Ralph, Ravi, Raymond, Rupert, Samuel, Sebastian, Simon, Stefan, Stephen, Theodore, Thomas, Victor, Walter,
-  William
+  William, Xavier
 surname: Abbott, Adler, Alvarez, Archer, Baker, Barlow, Becker, Benson, Bishop, Blake, Boyd, Brandt, Brook,
   Burns, Byrne, Carver, Castillo, Chandler, Cole, Cooper, Costa, Crane, Dalton, Dawson, Dixon, Doyle, Drake,
   Duarte, Ekman, Ellis, Evans, Farrell, Fisher, Fleming, Foster, Fowler, Garcia, Gibson, Goodwin, Gray,
@@ -53,10 +53,12 @@ surname: Abbott, Adler, Alvarez, Archer, Baker, Barlow, Becker, Benson, Bishop, 
   Tate, Thorne, Turner, Vance, Vega, Wagner, Walsh, Weaver, West
 person: [female], [male]
 full: [female] [surname], [male] [surname], [person] {B.|C.|E.|H.|J.|L.|M.|R.|T.} [surname]
-town:
-  {Ash|Bram|Cold|Dun|East|Fair|Glen|Hart|Kings|Lang|Mill|New|Oak|Pem|Red|Stan|Thorn|Up|West|Win}{ford|ton|bury|dale|field|wick},
-  {Black|Clear|Deer|Elk|Green|Long|Maple|North|Silver|South|Stony|White}
-  {Bay|Creek|Falls|Harbor|Hill|Lake|Ridge|Springs}
+town: [town_a][town_b], [town_c] [town_d]
+town_a: Ash, Bram, Cold, Dun, East, Fair, Glen, Hart, Kings, Lang, Mill, New, Oak, Pem, Red, Stan, Thorn, Up,
+  West, Win
+town_b: ford, ton, bury, dale, field, wick, stead, port
+town_c: Black, Clear, Deer, Elk, Green, Long, Maple, North, Silver, South, Stony, White
+town_d: Bay, Creek, Falls, Harbor, Hill, Lake, Ridge, Springs
 country: Norway, Spain, Portugal, Japan, Chile, Kenya, Canada, Greece, Poland, Ireland, Peru, Egypt, Finland,
   Brazil, Iceland, Italy, Morocco, India, Mexico, Turkey, Vietnam, Austria, Denmark, Scotland
 river: {Arrow|Bell|Calder|Dove|Elder|Fern|Hazel|Lark|Moss|Otter|Reed|Swan|Tarn|Wren} River, river [surname]
@@ -93,7 +95,7 @@ thing: lamp, basket, clock, mirror, kettle, blanket, chair, table, suitcase, umb
   wallet, telescope, jar, toy boat, pillow, key, bell, ladder, bench, desk, shelf, watch
 tool: hammer, saw, chisel, drill, file, wrench, rope, brush, spade, rake, hoe, axe, plane, screwdriver, bucket
 material: wood, iron, glass, clay, stone, wool, leather, paper, copper, silk, cotton, brass, straw, wax
-room: kitchen, cellar, attic, bedroom, hall, library, workshop, garden, dining room, bathroom, office, porch
+room: kitchen, cellar, attic, bedroom, hall, library, workshop, dining room, bathroom, office
 place: market, harbor, station, school, church, park, museum, bakery, library, theater, post office, hospital,
   town hall, bridge, square, mill, beach, forest, castle, hotel, inn, bank, airport, court, fire station
 job: teacher, doctor, baker, farmer, carpenter, nurse, lawyer, clerk, driver, sailor, painter, tailor, miner,
@@ -122,16 +124,16 @@ vp: bought a [adj] [thing] | sold the [adj] [thing] | lost a [color] [thing] | f
 wx: It rained {all|most of the} [part]. | The [part] was {warm|cold|windy|foggy|clear} and the sky was
   {gray|blue|full of clouds}. | {A cold wind|A light breeze|A warm wind} came from the
   {north|south|east|west}. | It was {only|about} [n 2-30] degrees at noon. | Snow {covered|lay on} the roofs
-  of [town]. | The sun {rose|set} at [time]. | Clouds {gathered|hung} over the [place]. | By [part] the
+  of [town]. | The {rain|wind} began at [time]. | Clouds {gathered|hung} over the [place]. | By [part] the
   {rain|snow|fog|storm} had {stopped|gone}. | The leaves of the [tree] {turned yellow|moved in the wind|were
   wet}.
 aside: [wx] | The [adj] [animal] {near|behind|beside} the [place] {did not move|looked up|ran away|was
-  asleep}. | A [bird] sang in the [tree]. | {Somebody|A [job]|A child} was {singing|laughing|whistling} in the
-  [place]. | A [adj] [thing] stood {by the door|in the corner|near the window}. | There was a smell of
+  asleep}. | A [bird] sang in the [tree]. | {Somebody|A [job]|A child} was {singing|laughing|whistling} near
+  the [place]. | A [adj] [thing] stood {by the door|in the corner|near the window}. | There was a smell of
   {[drink]|[dish]|fresh paint|wet [material]} in the [room]. | The [job] {smiled|nodded|shook hands with
   everyone|said nothing}. | The clock {struck|showed} {six|seven|nine|ten|eleven}. | Two [job.s]
   {talked|argued|joked} about [sport]. | {Nobody|Hardly anybody} noticed the [adj] [thing] {on the table|near
-  the wall}. | The [vehicle] to [town] was late {again|as usual}.
+  the wall}. | The {bus|train|ferry} to [town] was late {again|as usual}.
 moral: Those who hurry often go twice. | A small promise kept is better than a large one forgotten. | Help
   that comes early is worth double. | It is wise to look before asking. | Pride is a poor guide. | Even the
   weak can help the strong. | What is shared is not lost. | He who wants everything may end with nothing. |
@@ -142,11 +144,12 @@ state: Alabama, Alaska, Arizona, Arkansas, California, Colorado, Connecticut, De
   Mexico, New York, North Carolina, North Dakota, Ohio, Oklahoma, Oregon, Pennsylvania, Rhode Island, South
   Carolina, South Dakota, Tennessee, Texas, Utah, Vermont, Virginia, Washington, West Virginia, Wisconsin,
   Wyoming
-brand: [surname], [surname] & [surname],
-  {Alder|Beacon|Cedar|Delta|Eagle|Granite|Harbor|Ivory|Juniper|Keystone|Lakeside|Meridian|Northern|Orchid|Pioneer|Quarry|Summit|Union|Valley|Zenith}
-company: [brand]
-  {Foods|Textiles|Logistics|Holdings|Electric|Motors|Timber|Software|Properties|Paper|Shipping|Medical|Glass|Energy|Printing|Partners|Steel|Farms}
-  {Inc|LLC|Ltd|Corp|LLP|Company|Group}
+brand: [surname], [surname] & [surname], [emblem]
+emblem: Alder, Beacon, Cedar, Delta, Eagle, Granite, Harbor, Ivory, Juniper, Keystone, Lakeside, Meridian,
+  Northern, Orchid, Pioneer, Quarry, Summit, Union, Valley, Zenith
+trade: Foods, Textiles, Logistics, Holdings, Electric, Motors, Timber, Software, Properties, Paper, Shipping,
+  Medical, Glass, Energy, Printing, Partners, Steel, Farms
+company: [brand] [trade] {Inc|LLC|Ltd|Corp|LLP|Company|Group}
 party: [full], [company]
 shall: shall, shall, must, will, agrees to, undertakes to
 section: Section [n 1-24], Section [n 1-19].[n 1-9], Article [n 1-15], paragraph ({a|b|c|d|e}) of Section [n
@@ -161,14 +164,14 @@ position: sales manager, head of accounts, plant supervisor, software engineer, 
   administrator
 premises: apartment, house, warehouse, office suite, shop, farm, storage unit, studio, workshop, restaurant
   space
-address: [n 2-980] [street], [town], [state] | the {first|second|third|fourth} floor of [n 2-980] [street],
+address: [n 2-995] [street], [town], [state] | the {first|second|third|fourth} floor of [n 2-995] [street],
   [town]
 subject_to: {||, except as the law otherwise requires|, unless the parties agree otherwise} | {||, subject to
   [section]|, to the extent the law allows}
 """
 
 # -----------------------------------------------------------------------------
-# English. One scene a line, "name: template", continued on indented lines. "Q: ... A: ..." closes a reading scene.
+# English. "name: template" is a scene; indented lines continue it. "Q: ... A: ..." closes a reading scene.
 
 SCENES = """
 travel: {In [month]|Last [season]|In the [season] of [year]} [p=person] {travelled|went|set out} to [town] {by
@@ -180,13 +183,13 @@ cooking: To {make|cook|prepare} [d=dish] for [w 2-9] people, {take|you need} [n 
   time}. {Serve the [d]|The [d] is best} {hot|cold|warm} with {[drink]|a glass of [drink]}. {[p=person] adds
   [veg.s] as well.|}
 weather: {The weather report for [town]|Weather for [day]}: {rain|snow|sun|fog|wind} in the [part], with a
-  high of [n 5-35] degrees and a low of [n 1-4]. [wx] {Farmers|Drivers|Sailors} near the [river] should {be
+  high of [n 5-24] degrees and a low of [n 1-4]. [wx] {Farmers|Drivers|Sailors} near the [river] should {be
   careful|stay at home|expect delays} until [time]. On [day] it will be {warmer|colder|drier}. There is a [n
   10-90]% chance of {rain|storms|snow} {in the north|near the coast|in the hills}.
 school: [p=person] is in {the third|the fifth|the last} class of the school in [town]. [p.his]
   {favorite|hardest} subject is [s=subject], which is taught by [t=full]. {On [day]|Last week} the class had a
   test in [s] with [n 10-40] questions. [p] answered {all|most|half} of them and was [mood]. "{Well done|You
-  can do better|Read the text again}, [p]," said the teacher. {After school|At noon} [p.he] [vp]. {[aside]|}
+  can do better|Read the text again}, [p]," said [p]'s teacher. {After school|At noon} [p.he] [vp]. {[aside]|}
 sport: [town] {beat|lost to|played against} [town] in a {long|close|lively} [sport] {match|game} on [day]. {[n
   200-900] people|A crowd of [n 200-900]} watched. [p=full] {scored first|played well|was the best player},
   but in the second half [q=person] {fell|was hurt|made a mistake}. The score was [n 1-5] to [n 6-9]. "We were
@@ -204,11 +207,11 @@ dialogue: "{Good morning|Hello|Good evening}, [q=person]," said [p=person]. "Hav
   took it|It was on the table on [day]}." // "Thank you. I need the [o] because {I am going to [town]|my [kin]
   wants it back|it belongs to a [job]}," said [p]. [q] {laughed|nodded|looked [mood]} and [vp].
 shop: [p=person] went to the [shop] on [street] to buy {a|one} [o=thing]. "How much is the [o]?" [p.he] asked.
-  "It costs [money 4-95]," said the [job], "but the [adj] one is only [money 2-60]." [p] {thought about
+  "It costs [money 40-95]," said the [job], "but the [adj] one is only [money 2-35]." [p] {thought about
   it|looked at both|counted [p.his] money} and {bought the cheaper one|took the first one|went home without
   it}. {On the way home|Later} [p.he] [vp]. {[aside]|}
-train: The train to [t=town] leaves {platform [n 1-12]|[town]} at [time] and arrives at [time]. {A ticket
-  costs|The fare is} [money 5-90]{, and children pay half|, or less on [day]|}. [p=person] sat {by the
+train: The train to [t=town] leaves {platform [n 1-12]|[town]} at [time] and arrives [w 2-9] hours later. {A
+  ticket costs|The fare is} [money 5-90]{, and children pay half|, or less on [day]|}. [p=person] sat {by the
   window|next to a [job]} and looked at the [adj] {fields|hills|houses}. Near [town] the train stopped for [n
   5-50] minutes. [wx] In [t] [p.his] [kin] {was waiting|met [p.him]} {with a [thing]|at the station}.
   {[aside]|}
@@ -218,7 +221,7 @@ farm: The [f=surname] farm {near [town]|on the [river]} has [n 5-90] [a=animal.s
   [money 40-900]. {In [month] the [a] are sold.|The farm also sells [fruit.s] and [veg.s].} [wx]
 workshop: {In|Behind} the workshop of [p=full] there {is|was always} a smell of [material]. {[p.he] has
   been|For years [p.he] was} a [job], and now [p.he] makes [o=thing.s] from [material] and [material]. First
-  [p.he] {takes|uses} a [tool], then a [tool]. {One [o] takes [n 2-40] hours|It takes [n 2-9] days to finish
+  [p.he] {takes|uses} a [tool], then a [tool]. {One piece takes [n 2-40] hours|It takes [n 2-9] days to finish
   one}. {People from [town]|[surname] and other customers} pay [money 30-800] for it. [aside]
 illness: {On [day]|In [month]} [p=person] had a [i=illness] and {stayed in bed|could not go to school|went to
   the doctor}. Doctor [q=surname] {looked at [p.him] [adverb]|asked many questions} and said, "Take this
@@ -298,33 +301,33 @@ numbers: {Count|Results} of the {census|survey} in [t=town], [year]: [w 2-9] {sc
   [job.s], [n 100-999] houses, [n 40-600] [animal.s] and [n 100-900] [bird.s]. // {That is [n 2-40]% more than
   in [year].|In [year] there were only [n 10-90] houses.} {[p=full] made the list.|The list was kept in the
   [place].} Each page cost [money 1-9].
-prices: Prices {at the [shop] of [surname]|in the [town] market} ([month] [year]): [fruit.s] [money 1-9] a
-  kilo, [veg.s] [money 1-9] a kilo, a [thing] [money 5-80], a [thing] from [money 5-80] to [money 90-200],
-  [tool] {or [tool]|} [money 6-50]. // {Children pay [n 10-50]% less.|Open from [time] to [time].} {[p=person]
-  spent [money 10-90] there on [day].|No sale on [day].}
+prices: Prices {at the [shop] of [surname] & [surname]|in the [town] market} ([month] [year]): [fruit.s]
+  [money 1-9] a kilo, [veg.s] [money 1-9] a kilo, a [thing] [money 5-80], a [thing] from [money 5-80] to
+  [money 90-200], [tool] {or [tool]|} [money 6-50]. // {Children pay [n 10-50]% less.|Open from [n 7-11]:00 to
+  [n 14-20]:30.} {[p=person] spent [money 10-90] there on [day].|No sale on [day].}
 sea: The {ship|ferry} "[female]" left [town] {on [date]|at [time]} with [n 20-300] {people|passengers} and a
   load of {[material]|[fruit.s]|[thing.s]}. Captain [c=surname] was [trait]. {On the
   {third|fourth|sixth|ninth} day|Near the coast of [country]} {a storm broke the mast|fog came down}.
   [p=person], the [job], [adverb] {held the rope|called for help}. {After [w 2-9] hours|By [part]} the sea was
   {calm|quiet} again, and [c] [vp] in the harbor. [wx]
 work: [p=full] works {as a [job]|in an office|for a [job]} in [town]. {The work begins|[p.his] day starts} at
-  [time] and ends at [time]. {[p.he] earns [money 300-900] a week|The pay is [money 300-900] a week}, and
-  {there are [w 2-9] weeks of holiday|every [day] is free}. {Last [month]|In [year]} [p.he] [vp] and [vp]. "{I
-  am [mood] here|It is [adj] work}," [p.he] says. [aside]
+  [n 5-9]:15 and ends at [n 14-20]:45. {[p.he] earns [money 300-900] a week|The pay is [money 300-900] a
+  week}, and {there are [w 2-9] weeks of holiday|every [day] is free}. {Last [month]|In [year]} [p.he] [vp]
+  and [vp]. "{I am [mood] here|It is [adj] work}," [p.he] says. [aside]
 argument: {Should the [place] in [town] be {closed|moved|sold}?|Is a [vehicle] better than a [vehicle]?}
   [p=person] thinks {so|not}, because {it costs [money 900-9000] a year|it is too [adj]|nobody from [town]
   uses it}. [q=person] {does not agree|has another view}. "{My [kin] went there every [day]|We need it in
   [season]}," [q.he] {said|answered}. {They talked until [time].|The mayor, [surname], listened [adverb].} In
   the end [n 10-49]% {voted for it|said yes}. [aside]
-party: [p=person] was [w 4-60] years old on [date]. {[p.his] [kin] gave [p.him]|From [p.his] [kin] [p.he] got}
-  a [adj] [o=thing], and [q=person] {brought|came with} {[dish]|a [color] cake} with [fruit.s]. {Everybody
+party: [p=person] was [w 4-60] years old on [date]. {[p]'s [kin] gave [p.him]|From [p.his] [kin] [p.he] got} a
+  [adj] [o=thing], and [q=person] {brought|came with} {[dish]|a [color] cake} with [fruit.s]. {Everybody
   sang|They played [sport]|Somebody played the [instrument]}. [q] [vp], but [p] only looked at the [o]. {At
   [time] the guests went home.|[wx]} {[p.he] was [mood].|It was a [adj] day.}
-notice: {NOTICE|PLEASE NOTE}: the [g=place] (on [street]) will be {closed|open} from [date] {until|to} [date].
-  {Tickets: adults [money 5-30], children [money 1-5]|Entry costs [money 1-20]}. {Dogs|Bicycles|Large bags}
-  are {not allowed|welcome} in the [g]. {Lost: one [color] [thing]. Reward: [money 5-90]. Call [full].|Wanted:
-  a [trait] [job] for [n 2-20] hours a week.} {For questions ask [full], room [n 1-90].|The [job] is there on
-  [day] from [time].}
+notice: {NOTICE|PLEASE NOTE}: the [g=place] (on [street]) will be {closed|open} from [date] {for [w 2-9]
+  weeks|until the work is done}. {Tickets: adults [money 5-30], children [money 1-5]|Entry costs [money
+  1-20]}. {Dogs|Bicycles|Large bags} are {not allowed|welcome} in the [g]. {Lost: one [color] [thing]. Reward:
+  [money 5-90]. Call [full].|Wanted: a [trait] [job] for [n 2-20] hours a week.} {For questions ask [full],
+  room [n 1-90].|The [job] is there on [day] from [time].}
 """
 
 READING = """
@@ -338,10 +341,10 @@ owner: {There were two boxes in the [r=room]|Two boxes stood in the [r=room]}. T
   a [o=thing], in the [e] box a [f=thing]. [aside] {Q: Who owned the [c] box? A: [p]|Q: Who owned the [e] box?
   A: [q]|Q: What was in the [e] box? A: a [f]|Q: What was in the [c] box? A: a [o]|Q: Which box held the [f]?
   A: the [e] box|Q: Where were the boxes? A: in the [r]}
-jobs: [p=full] is a [j=job] in [t=town], and [q=full] is a [k=job] in [u=town]. {They met in [y=year] at a
-  concert|They have been friends since [y=year]}. {[p.he] [vp] last week.|[wx]} {Q: What is the job of [p]? A:
-  [j]|Q: What is the job of [q]? A: [k]|Q: Who is the [j]? A: [p]|Q: Who is the [k]? A: [q]|Q: Where does [q]
-  work? A: [u]|Q: Where does [p] work? A: [t]|Q: Which year is named? A: [y]}
+jobs: [p=full] is a [j=job] in [t=town], and [q=full] is a [k=job] in [u=town]. {They met in [y=n 1995-2021]
+  at a concert|They have been friends since [y=n 1995-2021]}. {[p.he] [vp] last week.|[wx]} {Q: What is the
+  job of [p]? A: [j]|Q: What is the job of [q]? A: [k]|Q: Who is the [j]? A: [p]|Q: Who is the [k]? A: [q]|Q:
+  Where does [q] work? A: [u]|Q: Where does [p] work? A: [t]|Q: Which year is named? A: [y]}
 meeting: {Dear [q=person],|[q=person],} the meeting {about|on} [s=subject] is {moved from [e=day] to
   [d=day]|not on [e=day] but on [d=day]}. {It begins at [t=time] and takes place in|Please come at [t=time]
   to} the [g=place]. Bring [m=money 2-40] {for the tickets|for lunch} and a [o=thing]. // [p=full] // {Q: When
@@ -389,18 +392,18 @@ rent: [p=full] {lives|rents a room} in the house of [q=full] on [t=street]. {[p.
 
 # -----------------------------------------------------------------------------
 # Law. "== kind / heading" opens a type of clause ("*": of any contract), "-" one phrasing of it, and
-# "? question = answer ? ..." the questions that every phrasing answers. A contract binds its parties: [X] and [Y] are their
-# roles, [A] and [B] their names; [D] and [E] are the roles in random order, so that a duty may fall on either.
+# "? question = answer ? ..." the questions that every phrasing answers. [X] and [Y] are the parties' roles,
+# [A] and [B] their names; [D] and [E] are the roles in random order, so that a duty may fall on either.
 
 KINDS = {  # kind: (names of the document, pairs of roles, who can be A, who can be B)
     "lease": ("Lease|Lease Agreement", "Lessor,Lessee|Landlord,Tenant", "party", "party"),
-    "sale": ("Agreement|Sales Contract", "Seller,Buyer|Vendor,Purchaser|Supplier,Customer", "company", "party"),
-    "service": ("Agreement|Contract", "Client,Contractor|Customer,Provider|Company,Consultant", "party", "company"),
+    "sale": ("Agreement|Sales Contract", "Seller,Buyer|Vendor,Purchaser", "company", "party"),
+    "service": ("Agreement|Contract", "Client,Contractor|Customer,Provider", "party", "company"),
     "job": ("Agreement|Contract", "Employer,Employee|Company,Executive|Company,Employee", "company", "full"),
     "loan": ("Loan Agreement|Note", "Lender,Borrower|Creditor,Debtor", "party", "party"),
     "license": ("License|License Agreement", "Licensor,Licensee|Owner,User", "party", "company"),
-    "land": ("Deed|Agreement|Contract", "Grantor,Grantee|Transferor,Transferee|Seller,Buyer", "party", "party"),
-    "partner": ("Agreement", "Managing Partner,Limited Partner|General Partner,Silent Partner", "full", "party"),
+    "land": ("Deed|Agreement|Contract", "Grantor,Grantee|Transferor,Transferee", "party", "party"),
+    "partner": ("Agreement", "Managing Partner,Silent Partner", "full", "party"),
     "will": ("Will", "Executor,Trustee", "full", "full"),
     "power": ("Power of Attorney", "Principal,Agent", "full", "full"),
     "statute": ("Act|Code|Chapter", "Department,Licensee|Board,Operator|Agency,Owner", "full", "full"),
@@ -422,9 +425,9 @@ CLAUSES = """
   [s=state]{, without regard to its rules on conflict of laws|}, and {any suit shall be brought|the parties
   shall bring any action} {only in|in} the courts sitting in [c=town].
 - {The law of [s=state] applies|The laws of [s=state] apply} to this [doc] and to {every|any} claim {arising
-  from it|connected with it}{, even if the [D] moves to [state]|}. {The courts of|Venue lies in} [c=town]
-  {have|and its courts have} {exclusive|sole} jurisdiction.
-- {Each party|The [X] and the [Y]} {submits|submit} to the courts of [c=town]; {this [doc] and all disputes
+  from it|connected with it}{, even if the [D] moves to [state]|}. {The courts of [c=town] have|Venue lies in
+  [c=town], whose courts have} {exclusive|sole} jurisdiction.
+- {Each party submits|The [X] and the [Y] submit} to the courts of [c=town]; {this [doc] and all disputes
   under it are|all questions of validity and performance are} {decided|determined} under the law of
   [s=state][subject_to].
 ? {Which state's law governs|The law of which state applies to} the [doc] = [s] ? {In which place must a suit
@@ -550,19 +553,12 @@ CLAUSES = """
   single one}; {an electronic signature {suffices[yn:Yes]|is as good as one by hand[yn:Yes]|does not
   suffice[yn:No]|has no effect[yn:No]}}.
 ? {Is an electronic signature accepted|May the [doc] be signed electronically} = [yn]
-== * / Attorneys' Fees
-- In {any action|a suit} to {enforce|interpret} this [doc], {the losing party shall pay[yn:Yes]|the party that
-  loses pays[yn:Yes]|each party shall pay its own fees, and the loser does not pay[yn:No]|the loser does not
-  have to pay[yn:No]} the attorneys' fees of the {winner|other party}. {Fees|Costs} above [m=money 900-60000]
-  {in one court |in one year |}are {never|in no case} {refunded|recoverable}.
-? Must the loser pay the attorneys' fees of the {other party|winner} = [yn] ? {What is the limit of|What
-  amount is stated for} the attorneys' fees = [m]
 == * / Audit
-- {Once a year|Upon [days 5-30] notice|Twice in a year}, the [D] may {inspect|audit|examine} the
+- {Once a year|Upon notice of [days 5-30]|Twice in a year}, the [D] may {inspect|audit|examine} the
   {books|records|accounts} of the [E] {that relate to|concerning} this [doc]. {If the audit shows|Where it
   reveals} {an error|an underpayment} of more than [p=pct 2-15], {the [E]|the audited party} shall {bear|pay}
   its cost. Records are kept for [y=years 2-10].
-- The [E] {keeps|shall keep} {full|accurate} {records|accounts} for [y=years 2-10] and {opens them|makes them
+- The [E] keeps {full|accurate|complete} {records|accounts} for [y=years 2-10] and {opens them|makes them
   available} to the [D], which may audit them {during business hours|on any working day}; a difference of more
   than [p=pct 2-15] {must be made good|is corrected} {at once|with interest}.
 ? {Which party|Who} may audit the {books|records} = the [D] ? How long must records be kept = [y] ? {What
@@ -616,8 +612,8 @@ CLAUSES = """
   [E]|; the [E] pays nothing for them}. The [X] may enter the premises {for inspection|to inspect} after
   [d=hours] notice{, but not on Sundays|}.
 - The [D] pays for {water and gas|electricity|heating and light}{, while the [E] pays the property tax|}.
-  {With|After} [d=hours] notice{, the [X] may inspect the premises| the [X] may come in}{ between [n 8-11] and
-  [n 12-18] o'clock|}.
+  {With|After} notice of [d=hours]{, the [X] may inspect the premises|, the [X] may come in}{ between [n 8-11]
+  and [n 12-18] o'clock|}.
 ? {Which party|Who} pays for {the utilities|water, gas, electricity or heating} = the [D] ? {How much notice
   is needed before entry|What notice must be given before an inspection} = [d]
 == sale / Price
@@ -670,11 +666,11 @@ CLAUSES = """
   much is paid per hour} = [m] ? Within what period must invoices be paid = [d]
 == service / Termination for Convenience
 - {Either party may[yn:Yes]|Only the [D], and not the [E], may[yn:No]} {terminate|end} this [doc] {at any
-  time|for any reason}{ and without cause|} {on|by giving} [d=days 10-90] written notice{; work done before
+  time|for any reason}{ and without cause|} {on|by giving} written notice of [d=days 10-90]{; work done before
   that day is paid for|}[subject_to].
-- The [D] may {cancel|terminate} the services without cause {on|upon} [d=days 10-90] {prior|written} notice,
-  {and so may the [E][yn:Yes]|but the [E] may not[yn:No]|a right which the [E] has as well[yn:Yes]|a right
-  which the [E] does not have[yn:No]}.
+- The [D] may {cancel|terminate} the services without cause {on|upon} {prior|written} notice of [d=days
+  10-90], {and so may the [E][yn:Yes]|but the [E] may not[yn:No]|a right which the [E] has as well[yn:Yes]|a
+  right which the [E] does not have[yn:No]}.
 ? {May the [E] terminate without cause|Can the [E] end the [doc] for convenience} = [yn] ? {How much notice is
   needed to terminate|What is the notice period for termination} = [d]
 == service / Intellectual Property
@@ -726,8 +722,8 @@ CLAUSES = """
   the {non-compete|duty not to compete} apply = [s] ? What is the penalty for {breach|competing} = [m]
 == job / Vacation and Probation
 - The [Y] {has a right to|is entitled to} [v=n 10-40] days of paid vacation {per year|each year}. The first
-  [p=months 2-9] are a probation period, {during|in} which {either party may end the employment|notice is only
-  [days 3-14]}. Unused vacation {may[yn:Yes]|may not[yn:No]} be carried over to the next year.
+  [p=months 2-9] are a probation period, {during|in} which {either party may end the employment|the notice
+  period is only [days 3-14]}. Unused vacation {may[yn:Yes]|may not[yn:No]} be carried over to the next year.
 - {After|Upon} a probation of [p=months 2-9], the employment becomes permanent. {Vacation amounts to|The
   yearly vacation is} [v=n 10-40] days; {unused days are carried over[yn:Yes]|unused days are lost at the end
   of the year[yn:No]|unused days remain valid in the next year[yn:Yes]|unused days cannot be carried
@@ -789,10 +785,11 @@ CLAUSES = """
   vehicles[yn:No]}. The [D] shall {maintain|repair} it{ at no cost to the [E]|}.
 - {An easement|A right of way} [w=n 5-40] feet in width {burdens|runs along} the
   {northern|eastern|southern|western} {border|side} of lot [n 2-90] {in [town]|} in favor of the [Y]. {Use
-  with vehicles is {permitted[yn:Yes]|not permitted[yn:No]}}. Upkeep is a duty of the [D]{, and the [E] shares
-  in no cost|}.
+  {with|by} {cars|vehicles|trucks} is {permitted[yn:Yes]|not permitted[yn:No]}}. Upkeep is a duty of the [D]{,
+  and the [E] shares in no cost|}.
 ? How {many feet wide|wide, in feet,} is the {easement|right of way} = [w] ? {Which party|Who} must maintain
-  the {easement|right of way} = the [D] ? May vehicles use the {easement|right of way} = [yn]
+  the {easement|right of way} = the [D] ? May {vehicles|cars and other vehicles} use the {easement|right of
+  way} = [yn]
 == land / Escrow and Closing
 - The [Y] {deposits|shall deposit} [m=money 5000-90000] with [g=company] as escrow agent. {Closing|The
   closing} {takes place|is} on [b=date] in [town]; {if the [Y] withdraws|should the [Y] withdraw}, the deposit
@@ -807,17 +804,17 @@ CLAUSES = """
 == partner / Shares and Contributions
 - [A] {contributes|shall contribute} [m=money 5000-90000] and {holds|receives} a share of [s=pct 51-80]; [B]
   {contributes|pays in} [k=money 5000-90000] and {holds|receives} the rest. {Profits and losses|Net profits}
-  {are divided|are shared} {in the same proportion|according to these shares}{ on [date] of each year|}.
-- {The capital consists of|To the capital,} [A] {pays|brings in} [m=money 5000-90000] {for|against} a share of
+  {are divided|are shared} {in the same proportion|according to these shares}{ on the last day of [month]|}.
+- {To the capital,|To the common fund,} [A] {pays|brings in} [m=money 5000-90000] {for|against} a share of
   [s=pct 51-80] and [B] {pays|brings in} [k=money 5000-90000] for the remaining share{. The share of a partner
   may not be pledged|, both due within [days 10-60]|}.
 ? {What is the share of [A]|What share does [A] hold} = [s] ? How much does [A] {pay in|contribute} = [m] ?
   How much does [B] {pay in|contribute} = [k]
 == partner / Management and Withdrawal
 - The {business|partnership} is managed by the [D]{; the [E] may inspect the books|, and the [E] has no vote
-  in daily matters|}. A partner may withdraw {at the end of a year|at any time} on [p=months 2-12] notice{,
-  and the share is valued by [company]|}. Loans above [m=money 5000-90000] {need|require} the consent of
-  {both|all} partners.
+  in daily matters|}. A partner may withdraw {at the end of a year|at any time} with notice of [p=months
+  2-12]{, and the share is valued by [company]|}. Loans above [m=money 5000-90000] {need|require} the consent
+  of {both|all} partners.
 - The [D] {represents|acts for} the partnership {alone|in all matters}, but {may not borrow|shall not borrow}
   more than [m=money 5000-90000] without the [E]. {Withdrawal requires|To withdraw, a partner gives} notice of
   [p=months 2-12]{ in writing|}{ under [section]|}.
@@ -828,9 +825,10 @@ CLAUSES = """
   [q=full]{, if living at my death|, provided that each survives me by [days 10-60]|}. {Debts and taxes|The
   costs of my funeral} {are|shall be} paid {first|from the rest}. My house at [address] {may[yn:Yes]|may
   not[yn:No]} be sold.
-- {To|I leave to} [q=full]{ of [town]|} {I give|} {my [t=bequest]}, and to [p=full] {the sum of|} [m=money
-  900-90000]{, payable within [months 2-12]|}. The {executors|heirs} {are free to sell[yn:Yes]|shall not
-  sell[yn:No]|are allowed to sell[yn:Yes]|are forbidden to sell[yn:No]} the house{ in [town]|}.
+- {To [q=full]{ of [town]|} I give|I leave to [q=full]{ of [town]|}} my [t=bequest], and to [p=full] {the sum
+  of|} [m=money 900-90000]{, payable within [months 2-12]|}. The {executors|heirs} {are free to
+  sell[yn:Yes]|shall not sell[yn:No]|are allowed to sell[yn:Yes]|are forbidden to sell[yn:No]} the house{ in
+  [town]|}.
 ? Who receives the money = [p] ? {How much money is left to [p]|What sum does [p] receive} = [m] ? Who
   receives the [t] = [q] ? {May the house be sold|Is a sale of the house allowed} = [yn]
 == will / Executor
@@ -871,17 +869,17 @@ CLAUSES = """
   to [months 2-11][yn:Yes]|and shall in no case be imprisoned[yn:No]}.
 - {A violation|A willful violation} of [section] is {punishable by|subject to} a {civil|} {penalty|fine} of up
   to [m=money 200-60000]; imprisonment {is also possible[yn:Yes]|is not provided for[yn:No]|may be ordered in
-  addition[yn:Yes]|may not be ordered[yn:No]}{. A second violation doubles that amount|, and the [X] may
-  sue|}.
+  addition[yn:Yes]|may not be ordered[yn:No]}{. A {second|repeated|third} violation doubles {that amount|the
+  {fine|amount|sum}}|, and the [X] may sue|}.
 ? {What is the maximum fine|How high can the fine be} = [m] ? {Can the violator be imprisoned|Is imprisonment
   possible} = [yn]
 == statute / Effective Date
 - This [doc] {takes effect|enters into force} on [d=date]{ and applies to contracts made after that day|}.
   {[section] is|Sections [n 2-9] and [n 10-30] are} repealed {on|as of} [e=date]{. The [X] shall publish a
   notice in each county|}[subject_to].
-- {Effective|From} [d=date], {the provisions of|} this [doc] {apply|applies} {throughout [state]|in every
-  county}; {the former law|the act it replaces} {ceases to apply|expires} on [e=date]{, but pending cases
-  continue under it|}.
+- {Effective|From} [d=date], {the provisions of this [doc] apply|this [doc] applies} {throughout [state]|in
+  every county}; {the former law|the act it replaces} {ceases to apply|expires} on [e=date]{, but pending
+  cases continue under it|}.
 ? {When does the [doc] take effect|On what date does the [doc] enter into force} = [d] ? {On what date does
   the old law end|When is the old law or section repealed} = [e]
 == statute / License and Appeal
@@ -891,14 +889,15 @@ CLAUSES = """
   no suspensive effect|}.
 - The [X] {issues|grants} the license {within [days 20-90]|upon application} for a fee of [m=money 50-900]{,
   and [section] lists the conditions|}. {An applicant who is refused|Whoever is refused} {may appeal|can
-  appeal} within [d=days 10-60]{ after the decision|}. {The license may be transferred.|The license may not be
-  transferred.|}
+  appeal} within [d=days 10-60]{ after the decision|}. {The license {may|may not} be {sold|transferred|lent}
+  to {a relative|another person|a company}.|}
 ? {How much is the {license |}fee|What is the fee for a license} = [m] ? Within what period {may a person
   appeal|can a refusal be appealed} = [d]
 == statute / Duties and Inspection
 - {Every|Each} {plant|shop|vessel|building} {under|subject to} this [doc] shall be inspected by the [X] {at
   least |}{once|twice} in [p=years 2-9]. The [D] {pays|shall pay} the cost of the inspection{ and the [E]
-  keeps the record|}. A notice {must|need} {be posted[yn:Yes]|not be posted[yn:No]} at the entrance.
+  keeps the record|}. A notice {must be posted[yn:Yes]|need not be posted[yn:No]} {at the entrance|near the
+  door|in the office}.
 - The [D] {bears|shall bear} the cost of inspections, which {take place|are made} every [p=years 2-9]{ under
   [section]|}{; the [E] has to bear no part of it|}. {The law requires[yn:Yes]|The law does not
   require[yn:No]} that a notice be posted {at the entrance|on the door}.
@@ -930,8 +929,8 @@ proviso: Nothing in {this|the preceding} sentence limits {a right|any right} {un
 # -----------------------------------------------------------------------------
 # The grammar
 
-UNITS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-         "seventeen eighteen nineteen").split()
+UNITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen""".split()
 TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
@@ -966,8 +965,8 @@ NUMBERS = {
     "w": lambda rng, lo, hi: in_words(integer(rng, lo, hi)),
     "money": money,
     "days": period("days"), "months": period("months"), "years": period("years"),
-    "pct": lambda rng, lo, hi: str(integer(rng, lo, hi)) + pick(rng, ["%", "%", "%", ".5%", ".25%", " percent"]),
-    "year": lambda rng: str(integer(rng, 1820, 2024)),
+    "pct": lambda rng, lo, hi: str(integer(rng, lo, hi)) + pick(rng, ["%", "%", ".5%", ".25%", " percent"]),
+    "year": lambda rng: str(integer(rng, 1890, 2024)),
     "date": lambda rng: f"{pick(rng, WORD['month'])} {integer(rng, 1, 28)}, {integer(rng, 1985, 2029)}",
     "time": lambda rng: f"{integer(rng, 5, 22)}:{5 * integer(rng, 0, 11):02}",
 }
@@ -975,8 +974,8 @@ NUMBERS = {
 
 def plural(word):
     head, _, last = word.rpartition(" ")
-    odd = {"sheep": "sheep", "deer": "deer", "goose": "geese", "mouse": "mice", "ox": "oxen", "wolf": "wolves",
-           "knife": "knives", "shelf": "shelves"}
+    odd = {"sheep": "sheep", "deer": "deer", "goose": "geese", "mouse": "mice", "ox": "oxen",
+           "wolf": "wolves", "knife": "knives", "shelf": "shelves"}
     if last in odd:
         last = odd[last]
     elif last.endswith("y") and last[-2] not in "aeo":
@@ -999,7 +998,8 @@ def entries(text):
     return [line.split(": ", 1) for line in re.sub(r"\n +", " ", text.strip()).split("\n")]
 
 
-WORD = {name: body.split(" | " if " | " in body else ", ") for name, body in entries(WORDS + LEGAL_WORDS.lstrip())}
+WORD = {name: body.split(" | " if " | " in body else ", ")
+        for name, body in entries(WORDS + LEGAL_WORDS.lstrip())}
 
 
 def expand(rng, text, env):
@@ -1033,7 +1033,7 @@ def fill(rng, slot, env):
 
 
 def polish(text):
-    text = re.sub(r" *// *", "\n", text)
+    text = re.sub(r"( *//)+ *", "\n", text)
     text = re.sub(r" +([,.;:?!)])", r"\1", re.sub(r" +", " ", text)).strip()
     vowel = r"(?=\"?\$?(?:8|1[18](?!\d)|hour|honest|heir|(?!uni|use|usu|one|once|eur)[aeiouAEIOU]))"
     text = re.sub(r"\b([Aa]) " + vowel, r"\1n ", text)
@@ -1099,14 +1099,14 @@ def legal_text(rng):
     env, pool = contract(rng, kind), clauses_of(kind)
     own = [c for c in pool if c["kind"] == kind]
     chosen = [PARTIES] if kind in CONTRACTS and rng.random() < 0.4 else []
-    for _ in range(integer(rng, 2, 4)):
+    for _ in range(integer(rng, 3, 5)):
         clause = pick(rng, own if rng.random() < 0.5 else pool)
         if clause not in chosen:
             chosen.append(clause)
     style, first, parts = pick(rng, ["plain", "plain", "section", "number"]), integer(rng, 1, 20), []
     for i, clause in enumerate(chosen):
         text, bound = clause_text(rng, clause, env)
-        if rng.random() < 0.35 and kind in CONTRACTS:
+        if rng.random() < 0.5 and kind in CONTRACTS:
             text += " " + expand(rng, pick(rng, WORD["proviso"]), bound)
         head = {"plain": "", "section": f"Section {first + i}. {clause['heading']}. ",
                 "number": f"{first}.{i + 1} {clause['heading']}. "}[style]
@@ -1119,15 +1119,18 @@ def legal_question(rng):
     clause = pick(rng, ASKED)
     kind = pick(rng, CONTRACTS) if clause["kind"] == "*" else clause["kind"]
     env = contract(rng, kind)
-    text, bound = clause_text(rng, clause, env)
-    question, answer = (expand(rng, part, bound) for part in pick(rng, clause["?"]).rsplit(" = ", 1))
-    texts = [text]
-    if rng.random() < 0.45:  # a clause that does not matter, before or after the one that does
-        texts.insert(integer(rng, 0, 1), clause_text(rng, pick(rng, clauses_of(kind)), env)[0])
-    if kind in CONTRACTS and clause is not PARTIES and rng.random() < 0.35:
+    template, answer, unwanted = pick(rng, clause["?"]), None, pick(rng, ["Yes", "No"])
+    while answer in (None, unwanted):  # so that both come up equally often for every question
+        text, bound = clause_text(rng, clause, env)
+        question, answer = (expand(rng, part, bound) for part in template.rsplit(" = ", 1))
+    texts, roles = [text], {f"the {env['X']}", f"the {env['Y']}"}
+    other = pick(rng, clauses_of(kind))
+    if other not in (clause, PARTIES) and rng.random() < (0.3 if answer in roles else 0.75):  # a distraction
+        texts.insert(integer(rng, 0, 1), clause_text(rng, other, env)[0])
+    if kind in CONTRACTS and clause is not PARTIES and (answer in roles or rng.random() < 0.3):
         texts.insert(0, clause_text(rng, PARTIES, env)[0])
     passage = " ".join(polish(t) for t in texts)
-    roles = {f"the {env['X']}", f"the {env['Y']}"}
+    # a duty must not fall on the only party that the passage names
     wanted = roles if answer in roles else [] if answer in ("Yes", "No") else [answer]
     if all(span in passage for span in wanted) and 150 <= len(passage) <= 500:
         return {"prompt": f"{passage}\nQuestion: {polish(question)}?\nAnswer:", "answer": answer}
@@ -1148,7 +1151,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent, metavar="DIR")
     out = parser.parse_args().out
     law = random.Random(2)
-    pairs = zip(collect(legal_text, law, 960), collect(legal_question, law, 960))
+    pairs = zip(collect(legal_text, law, 995), collect(legal_question, law, 995))
     corpora = {"english.jsonl": collect(english, random.Random(1), 8800),
                "legal.jsonl": [record for pair in pairs for record in pair]}
     for name, records in corpora.items():
