@@ -1,9 +1,9 @@
 """JSON lines to fixed-length rows of tokens, in three splits: train, decision, validation.
 
-A record is `{"text"}`, `{"prompt", "answer"}`, or one of a data set's own, recognized by its keys in FORMATS below.
-LoRA learns from `train`, the generator from `decision` (both are training data); `validation` is only ever measured.
-A record's split follows from a hash of its text, so it does not depend on the order of the files, and equal
-records are never on both sides.
+A record is `{"text"}`, `{"prompt", "answer"}`, or one of a data set's own, recognized by its keys in FORMATS
+below. LoRA learns from `train`, the generator from `decision` (both are training data); `validation` is only
+ever measured. A record's split follows from a hash of its text, so it does not depend on the order of the files,
+and equal records are never on both sides.
 
     python data.py legal.jsonl                 # what is in a file: formats, an example of each
 """
@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,9 @@ from torch import Tensor
 from llama import IGNORE, InputError, Tokenizer, command
 
 
+SPLITS = ("train", "decision", "validation")
+
+
 class Example(NamedTuple):
     prompt: str                    # "" for plain text
     answer: str                    # what the loss is on with --answer-only; the whole text of plain text
@@ -33,7 +37,7 @@ def _choice(prompt: str, options, index: int) -> Example:
     return Example(prompt, options[index], tuple(options))
 
 
-# The first row of which a record has all the keys makes the Example. Prompts end where the answer's space begins.
+# The first row whose keys a record has makes the Example. A prompt ends where the answer's space begins.
 FORMATS = {
     "prompt and answer": (("prompt", "answer"), lambda r: Example(r["prompt"], r["answer"])),
     "BillSum": (("source", "summary"), lambda r: Example(
@@ -53,10 +57,13 @@ FORMATS = {
 }
 
 
+EXPECTED = 'expected {"text": ...} or {"prompt": ..., "answer": ...}'
+
+
 def parse(record, where: str) -> tuple[str, Example]:
     """A JSON record to its format's name and an Example. Raises InputError that names `where`."""
     if not isinstance(record, dict):
-        raise InputError(f"{where}: not a JSON object; a record is {{\"text\": ...}} or {{\"prompt\": ..., \"answer\": ...}}")
+        raise InputError(f"{where}: not a JSON object; {EXPECTED}")
     for name, (keys, make) in FORMATS.items():
         if all(key in record for key in keys):
             try:
@@ -70,12 +77,11 @@ def parse(record, where: str) -> tuple[str, Example]:
             if not example.answer.strip() or (name == "prompt and answer" and not example.prompt.strip()):
                 raise InputError(f"{where}: one of {', '.join(keys)} is empty; remove the record")
             return name, example
-    raise InputError(f"{where}: keys {', '.join(map(repr, list(record)[:6])) or '(none)'} fit no known format; "
-                     'expected {"text": ...} or {"prompt": ..., "answer": ...}')
+    raise InputError(f"{where}: keys {', '.join(map(repr, list(record)[:6])) or '(none)'} fit no known format; {EXPECTED}")
 
 
 def read(path: str | Path) -> list[tuple[str, Example]]:
-    """The examples of a JSON lines file with their formats. Raises InputError that names the file and line."""
+    """The examples of a JSON lines file, with their formats. Raises InputError that names file and line."""
     examples = []
     try:
         with open(path, "rb") as file:
@@ -85,10 +91,10 @@ def read(path: str | Path) -> list[tuple[str, Example]]:
                     try:
                         record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                     except (ValueError, RecursionError) as error:
-                        raise InputError(f"{where}: not JSON in UTF-8 ({str(error)[:80]}); expected one object a line") from None
+                        raise InputError(f"{where}: not JSON in UTF-8 ({str(error)[:80]}); one object a line") from None
                     examples.append(parse(record, where))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); --data takes JSON lines files") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON lines file") from None
     if not examples:
         raise InputError(f"{path}: holds no records; expected one JSON object a line")
     return examples
@@ -100,7 +106,8 @@ def split(examples: list[Example], fraction: float) -> dict[str, list[Example]]:
     The order within a split is that of the hash: shuffled, and the same every time."""
     by_hash = {}
     for example in examples:
-        by_hash.setdefault(hashlib.sha256("\0".join(example[:2]).encode(errors="surrogatepass")).digest(), []).append(example)
+        key = hashlib.sha256("\0".join(example[:2]).encode(errors="surrogatepass")).digest()
+        by_hash.setdefault(key, []).append(example)
     unique = [by_hash[key] for key in sorted(by_hash)]
     n = max(1, round(fraction * len(unique)))
     parts = {"validation": unique[:n], "decision": unique[n:2 * n], "train": unique[2 * n:]}
@@ -112,7 +119,7 @@ class Rows(NamedTuple):
     targets: Tensor  # N T, int32: the next token, or IGNORE
 
     def batch(self, size: int, step: int, seed: int, device="cpu") -> tuple[Tensor, Tensor]:
-        """The `step`-th batch of an endless shuffled stream, [size, T] twice: a pure function, with no state to save."""
+        """The `step`-th batch of an endless shuffled stream, [size, T] twice. A pure function: no state to save."""
         n = len(self.tokens)
         picks = [_permutation(n, seed, i // n)[i % n] for i in range(step * size, (step + 1) * size)]
         return self.at(picks, device)
@@ -127,11 +134,12 @@ def _permutation(n: int, seed: int, epoch: int) -> list[int]:
 
 
 def encode(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, answer ids) of each example, BOS and EOS included; tells how far it is when it takes long."""
+    """(prompt ids, answer ids) of each example, with BOS and EOS; tells how far it is when it takes long."""
     pairs, begin, told = [], time.monotonic(), time.monotonic()
     for i in range(0, len(examples), 1000):
         some = examples[i:i + 1000]
-        prompts, answers = tokenizer.encode([e.prompt for e in some]), tokenizer.encode([e.answer for e in some])
+        prompts = tokenizer.encode([example.prompt for example in some])
+        answers = tokenizer.encode([example.answer for example in some])
         pairs += [([tokenizer.bos] + p, a + [tokenizer.eos]) for p, a in zip(prompts, answers)]
         if time.monotonic() - told > 5:
             told = time.monotonic()
@@ -141,7 +149,7 @@ def encode(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[list[int
 
 
 def pack(pairs: list[tuple[list[int], list[int]]], seq_len: int, answer_only: bool, pad: int) -> Rows:
-    """Documents end to end, cut into rows; the last row is filled up. A document's first token is no target."""
+    """Documents end to end, cut into rows, the last one filled up. A document's first token is no target."""
     stream, wanted = [np.empty(0, np.int32)], [np.empty(0, bool)]
     for prompt, answer in pairs:
         stream.append(np.array(prompt + answer, np.int32))
@@ -164,23 +172,22 @@ class Data:
     train: Rows
     decision: Rows
     validation: Rows
-    questions: list[Example]   # of the validation split: choices, and answers short enough to get right or wrong
+    questions: list[Example]   # of the validation split: choices, and answers short enough to be right or wrong
     records: dict[str, int]    # how many of each format
 
 
-def load(paths: list[str], tokenizer: Tokenizer, seq_len: int, answer_only: bool = False, fraction: float = 0.05,
-         max_questions: int = 200) -> Data:
+def load(paths: list[str], tokenizer: Tokenizer, seq_len: int, answer_only=False, fraction=0.05,
+         max_questions=200) -> Data:
     """Reads, splits, tokenizes and packs data files. Raises InputError."""
     found = [pair for path in paths for pair in read(path)]
     if len({example for _, example in found}) < 3:
-        raise InputError(f"{', '.join(map(str, paths))}: fewer than three different records; each split needs one")
+        raise InputError(f"{', '.join(map(str, paths))}: fewer than three different records, one for each split")
     parts = split([example for _, example in found], fraction)
     pairs = {name: encode(part, tokenizer) for name, part in parts.items()}
     rows = {name: pack(part, seq_len, answer_only, tokenizer.eos) for name, part in pairs.items()}
     questions = [example for example, (_, answer) in zip(parts["validation"], pairs["validation"])
                  if example.options or (example.prompt and len(answer) <= 32)]
-    names = [name for name, _ in found]
-    return Data(**rows, questions=questions[:max_questions], records={name: names.count(name) for name in dict.fromkeys(names)})
+    return Data(**rows, questions=questions[:max_questions], records=Counter(name for name, _ in found))
 
 
 def main() -> None:

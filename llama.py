@@ -1,13 +1,13 @@
 """A self-contained LLaMA: model, raw checkpoints, tokenizer, generation.
 
-Reads Meta's raw format (`params.json`, `consolidated.NN.pth`, `tokenizer.model`) and the same directory with layers
-of unequal size, which is what pruning leaves. Parameter names are the checkpoint's own, so loading needs no table;
-in `feed_forward`, w1 is the gate, w3 the up and w2 the down projection of SwiGLU.
+Reads Meta's raw format (`params.json`, `consolidated.NN.pth`, `tokenizer.model`) and the same directory with
+layers of unequal size, which is what pruning leaves. Parameter names are the checkpoint's own, so loading
+needs no table; in `feed_forward`, w1 is the gate, w3 the up and w2 the down projection of SwiGLU.
 
     python llama.py out/legal/pruned --prompt "The lessee shall"
 
-Shapes: B rows, T positions, D model width, V vocabulary, H query heads, K key/value heads (GQA: H / K query heads
-share one; MHA is H = K), Q query/key dimensions of a head, E value dimensions of a head.
+Shapes: B rows, T positions, S positions attended to, D model width, V vocabulary, H query heads, K key/value
+heads (GQA: H / K query heads share one; MHA is H = K), Q query/key and E value dimensions of a head.
 """
 import argparse
 import dataclasses
@@ -47,8 +47,12 @@ def command(main) -> None:
         sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
 
 
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
 def write_atomic(path: Path, write) -> None:
-    """Calls `write(file)` on a binary file beside `path`, then renames it: a reader never sees half a file."""
+    """Calls `write(file)` on a file beside `path`, then renames it: a reader never sees half a file."""
     beside = path.with_name(path.name + ".tmp")
     try:
         with open(beside, "wb") as file:
@@ -109,7 +113,7 @@ class LlamaConfig:
         """Reads `params.json`. Raises InputError for anything that does not describe a LLaMA."""
         try:
             values = json.loads(path.read_text())
-            if isinstance(values, dict) and values.get("vocab_size") == -1:  # LLaMA-2 leaves it to the tokenizer
+            if isinstance(values, dict) and values.get("vocab_size") == -1:  # LLaMA-2: as the tokenizer has it
                 values["vocab_size"] = len(open_shards(path.parent)[0].get("tok_embeddings.weight", ()))
             config = build(cls, values, "")
             for i, size in enumerate(config.layers):
@@ -117,18 +121,18 @@ class LlamaConfig:
                     config.layers[i] = build(LayerSize, size, f"layer {i}: ")
             config.check()
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: {str(error)[:160]}; expected the params.json of a raw LLaMA checkpoint") from None
+            raise InputError(f"{path}: {str(error)[:160]}; expected a raw LLaMA checkpoint's params.json") from None
         return config
 
     def check(self) -> None:
         """Raises ValueError unless the sizes fit each other."""
         if self.head_dim % 2 or len(self.layers) != self.n_layers:
-            raise ValueError(f"{len(self.layers)} layers of {self.n_layers}, heads of {self.head_dim} dimensions")
+            raise ValueError(f"{len(self.layers)} layers of {self.n_layers}, {self.head_dim} dimensions a head")
         pairs = self.head_dim // 2
         for i, size in enumerate(self.layers):
             kept = range(pairs) if size.rotary_pairs is None else size.rotary_pairs
             if size.n_heads % size.n_kv_heads:
-                raise ValueError(f"layer {i}: {size.n_kv_heads} key/value heads cannot share {size.n_heads} heads")
+                raise ValueError(f"layer {i}: {size.n_heads} heads cannot share {size.n_kv_heads} key/value heads")
             if 2 * len(kept) != size.qk_dim or not all(type(p) is int and 0 <= p < pairs for p in kept):
                 raise ValueError(f"layer {i}: its rotary pairs do not fit qk_dim {size.qk_dim}")
 
@@ -168,10 +172,10 @@ class RMSNorm(nn.Module):
 
 
 def rotary_frequencies(config: LlamaConfig) -> Tensor:
-    """The angle per position of each rotary pair, [head_dim / 2]; LLaMA-3.1's stretching if the config asks for it."""
+    """The angle per position of each rotary pair, [head_dim / 2]; stretched as in LLaMA-3.1 if asked for."""
     freqs = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
     if config.use_scaled_rope:
-        # LLaMA-3.1: wavelengths beyond 8192 positions are stretched 8 times, those under 2048 left, a ramp between.
+        # Wavelengths beyond 8192 positions are stretched 8 times, those under 2048 left, and a ramp between.
         turns = 8192 * freqs / (2 * torch.pi)
         ramp = ((turns - 1) / (4 - 1)).clamp(0, 1)
         freqs = freqs * (ramp + (1 - ramp) / 8)
@@ -179,7 +183,7 @@ def rotary_frequencies(config: LlamaConfig) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on x [B, T, heads, Q], whose pairs are neighbours (2i, 2i+1); cos, sin [T, 1, Q / 2] in float32."""
+    """RoPE on x [B, T, heads, Q]: pairs are neighbours (2i, 2i+1); cos, sin [T, 1, Q / 2] in float32."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
 
@@ -194,7 +198,7 @@ class Attention(nn.Module):
         self.size = size
         self.scale = config.head_dim ** -0.5  # of the unpruned head: pruning must not change the softmax
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: dict[str, Mask], cache, start: int) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple, mask: dict[str, Mask], cache, start: int) -> Tensor:
         size = self.size
         q = self.wq(x, mask.get("wq")).unflatten(-1, (-1, size.qk_dim))  # B T H Q
         k = self.wk(x, mask.get("wk")).unflatten(-1, (-1, size.qk_dim))  # B T K Q
@@ -206,12 +210,14 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(k, v, start)
         if size.qk_dim != size.v_dim:
-            # Zeros change neither scores nor values, and equal widths reach the fused kernels (2-3 times faster).
+            # Zeros change neither scores nor values; only equal widths reach the fused kernels.
             width = -(-max(size.qk_dim, size.v_dim) // 8) * 8
             q, k, v = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
         T, S = q.shape[2], k.shape[2]
-        later = None if start == 0 or T == 1 else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=later, is_causal=start == 0 and T > 1,
+        causal, seen = T > 1 and start == 0, None
+        if T > 1 and start > 0:
+            seen = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal,
                                            scale=self.scale, enable_gqa=size.n_heads != size.n_kv_heads)
         y = y[..., :size.v_dim].transpose(1, 2).flatten(-2)  # B T H*E
         return self.wo(y, mask.get("wo"))
@@ -236,7 +242,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: dict[str, Mask], cache=None, start: int = 0):
+    def forward(self, x: Tensor, rope: tuple, mask: dict[str, Mask], cache=None, start: int = 0) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, mask, cache, start)
         return x + self.feed_forward(self.ffn_norm(x), mask)
 
@@ -263,8 +269,8 @@ class KeyValues:
 class ChunkedNLL(torch.autograd.Function):
     """Summed negative log-likelihood of targets, from hidden states and a *frozen* output weight.
 
-    Logits [N, V] exist only for `chunk` positions at a time, and as the weight takes no gradient, the gradient of
-    the hidden states is made while they do: nothing is recomputed, nothing of size V is kept for the backward pass.
+    Logits [N, V] exist only for `chunk` positions at a time. As the weight takes no gradient, the gradient of
+    the hidden states is made while they do: nothing is recomputed, nothing of size V kept for the backward pass.
     """
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk):
@@ -287,12 +293,12 @@ class ChunkedNLL(torch.autograd.Function):
 
 
 class Llama(nn.Module):
-    """A decoder-only transformer. `masks`, everywhere: one dict of linear name -> Mask a layer, or None for none."""
+    """A decoder-only transformer. `masks`, everywhere: a dict of linear name -> Mask for each layer, or None."""
 
     def __init__(self, config: LlamaConfig, tied: bool = False):
         super().__init__()
         self.config = config
-        self.checkpointing = False  # recompute each block in the backward pass instead of keeping its activations
+        self.checkpointing = False  # recompute each block in the backward pass, keep no activations in it
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.tok_embeddings.weight.requires_grad_(False)
         self.layers = nn.ModuleList(Block(config, size) for size in config.layers)
@@ -306,8 +312,8 @@ class Llama(nn.Module):
     def hidden(self, tokens: Tensor, masks=None, caches=None, start: int = 0) -> Tensor:
         """tokens [B, T] to what the output layer reads, [B, T, D]."""
         positions = torch.arange(start, start + tokens.shape[1], dtype=torch.float32, device=tokens.device)
-        angles = (positions[:, None] * rotary_frequencies(self.config).to(tokens.device))[:, None]  # T 1 head_dim/2
-        rope = angles.cos(), angles.sin()
+        angles = torch.outer(positions, rotary_frequencies(self.config).to(tokens.device))[:, None]
+        rope = angles.cos(), angles.sin()  # T 1 head_dim/2
         x = self.tok_embeddings(tokens)
         for i, layer in enumerate(self.layers):
             arguments = x, rope, masks[i] if masks else {}, caches[i] if caches else None, start
@@ -343,8 +349,8 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
         try:
             shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch reports damage as RuntimeError, UnpicklingError, EOFError, ...
-            raise InputError(f"{path}: not a readable checkpoint of tensors ({str(error).splitlines()[0][:120]}); "
-                             "download or export it again") from None
+            raise InputError(f"{path}: not a readable checkpoint of tensors ({first_line(error)}); download or "
+                             "export it again") from None
         if not isinstance(shard, dict) or not all(isinstance(t, Tensor) for t in shard.values()):
             raise InputError(f"{path}: holds something other than named tensors; expected a state dict")
         shards.append(shard)
@@ -352,15 +358,16 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
 
 
 def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
-    """Loads a model directory with every weight frozen. Without `output.weight` the output is the embedding (tied).
+    """Loads a model directory, every weight frozen. Without `output.weight`, the output is the embedding (tied).
 
-    Shards are joined along the axis on which they are smaller than the model (Meta splits rows of wq, wk, wv, w1, w3
-    and output, columns of wo and w2). Each weight goes from the mapped file straight to its place; files are mapped
-    anew for each layer, so that the pages read so far can go. Raises InputError.
+    Shards are joined along the axis on which they are smaller than the model: Meta splits rows of wq, wk, wv,
+    w1, w3 and output, columns of wo and w2. Each weight goes from the mapped file straight to its place; files
+    are mapped anew for each layer, so that the pages read so far can go. Raises InputError.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise InputError(f"{directory}: no such model directory; expected params.json, consolidated.NN.pth, tokenizer.model")
+        raise InputError(f"{directory}: no such directory; a model is params.json, consolidated.NN.pth and "
+                         "tokenizer.model")
     config = LlamaConfig.read(directory / "params.json")
     names = set(open_shards(directory)[0]) - {"rope.freqs"}  # LLaMA-2 also stores its rotary frequencies
     with torch.device("meta"):
@@ -369,27 +376,24 @@ def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
     for name in sorted(names ^ set(expected)):
         problem = "is missing" if name in expected else "is not part of this LLaMA"
         raise InputError(f"{directory}: tensor {name} {problem}; params.json and the checkpoint do not fit")
-    group, shards = None, []
+    layer = shards = None
     for name, parameter in expected.items():
-        if name.split(".")[:2] != group:
-            group, shards = name.split(".")[:2], None
-            shards = open_shards(directory)
-        module, _, leaf = name.rpartition(".")
-        module = model.get_submodule(module)
-        module.register_parameter(leaf, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device),
-                                                     requires_grad=False))
-        copy_pieces(getattr(module, leaf), [shard.get(name) for shard in shards], f"{directory}: tensor {name}")
+        if name.split(".")[:2] != layer:
+            layer, shards = name.split(".")[:2], open_shards(directory)
+        weight = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device), requires_grad=False)
+        copy_pieces(weight, [shard.get(name) for shard in shards], f"{directory}: tensor {name}")
+        model.get_submodule(name.rpartition(".")[0]).register_parameter("weight", weight)
     return model
 
 
 @torch.no_grad()
 def copy_pieces(target: Tensor, pieces: list[Tensor], what: str) -> None:
-    """Copies one tensor's model-parallel pieces into `target`, side by side on the axis on which they are split."""
+    """Copies one tensor's model-parallel pieces into `target`, side by side on the axis that is split."""
     shapes = [None if piece is None else list(piece.shape) for piece in pieces]
     if shapes[0] is None or any(shape != shapes[0] for shape in shapes):
         raise InputError(f"{what} differs between shards ({shapes}); a shard is missing or of another model")
     if not pieces[0].is_floating_point():
-        raise InputError(f"{what} is {pieces[0].dtype}; quantized checkpoints cannot be tuned, use the original")
+        raise InputError(f"{what} is {pieces[0].dtype}; a quantized model cannot be tuned, use the original")
     if shapes[0] == list(target.shape):
         target.copy_(pieces[0])
         return
@@ -398,11 +402,12 @@ def copy_pieces(target: Tensor, pieces: list[Tensor], what: str) -> None:
             for part, piece in zip(target.chunk(len(pieces), axis), pieces):
                 part.copy_(piece)
             return
-    raise InputError(f"{what} has shape {shapes[0]} in {len(pieces)} shard(s), params.json says {list(target.shape)}")
+    raise InputError(f"{what} has shape {shapes[0]} in {len(pieces)} shard(s), params.json wants "
+                     f"{list(target.shape)}")
 
 
 def save(model: Llama, directory: Path, tokenizer: Path) -> None:
-    """Writes a model directory that `load` reads: params.json, consolidated.00.pth and a copy of the tokenizer."""
+    """Writes a model directory that `load` reads: params.json, consolidated.00.pth, a copy of the tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "consolidated.00.pth", lambda file: torch.save(
         {name: p.data for name, p in model.named_parameters()}, file))
@@ -420,7 +425,7 @@ class Tokenizer:
         try:
             self.model = SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
-            raise InputError(f"{path}: not a SentencePiece tokenizer ({str(error).splitlines()[0][:120]})") from None
+            raise InputError(f"{path}: not a SentencePiece tokenizer ({first_line(error)})") from None
         self.path, self.bos, self.eos = Path(path), self.model.bos_id(), self.model.eos_id()
         if min(self.bos, self.eos) < 0:
             raise InputError(f"{path}: the tokenizer has no BOS or no EOS token, a LLaMA needs both")
@@ -438,15 +443,15 @@ class Tokenizer:
     def check(self, config: LlamaConfig) -> None:
         """Raises InputError unless every token has an embedding."""
         if len(self) > config.vocab_size:
-            raise InputError(f"{self.path}: {len(self)} tokens for a model with a vocabulary of {config.vocab_size}; "
-                             "use the tokenizer that came with the model")
+            raise InputError(f"{self.path}: {len(self)} tokens for a model with a vocabulary of "
+                             f"{config.vocab_size}; use the tokenizer that came with the model")
 
 
 # ------------------------------------------------------------------------------------------------- generation
 
 @torch.inference_mode()
-def generate(model: Llama, prompt: list[int], max_tokens: int, temperature: float = 0.0, top_k: int = 0, stop=()):
-    """Yields token ids after `prompt`, one forward pass each. Temperature 0 is greedy; top_k 0 samples from all."""
+def generate(model: Llama, prompt: list[int], max_tokens: int, temperature=0.0, top_k=0, stop=()):
+    """Yields token ids after `prompt`, a forward pass each. Temperature 0 is greedy; top_k 0 samples from all."""
     device = model.tok_embeddings.weight.device
     caches = [KeyValues(1, len(prompt) + max_tokens, size, model.norm.weight) for size in model.config.layers]
     tokens, start = torch.tensor([prompt], device=device), 0
@@ -472,16 +477,16 @@ def find_device(name: str = "auto") -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--device {name}: {first_line(error)}") from None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Generate text from a model directory, dense or pruned.")
-    parser.add_argument("model", type=Path, help="directory with params.json, consolidated.NN.pth, tokenizer.model")
+    parser.add_argument("model", type=Path, help="model directory: params.json, consolidated.NN.pth, ...")
     parser.add_argument("--prompt", default="The ", help="text to continue")
     parser.add_argument("--max-tokens", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token")
-    parser.add_argument("--top-k", type=int, default=40, help="sample among the k likeliest tokens; 0: among all")
+    parser.add_argument("--top-k", type=int, default=40, help="sample among the k likeliest; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -491,17 +496,17 @@ def main() -> None:
     tokenizer = Tokenizer(args.model / "tokenizer.model")
     tokenizer.check(model.config)
 
-    ids = [tokenizer.bos] + tokenizer.encode([args.prompt])[0]
-    prompt_length, shown = len(ids), ""
+    prompt, new, shown = tokenizer.encode([args.prompt])[0], [], ""
     begin = time.perf_counter()
-    for token in generate(model, ids[:], args.max_tokens, args.temperature, args.top_k, stop=(tokenizer.eos,)):
-        ids.append(token)
-        text = tokenizer.decode(ids[1:])
+    for token in generate(model, [tokenizer.bos] + prompt, args.max_tokens, args.temperature, args.top_k,
+                          stop=(tokenizer.eos,)):
+        new.append(token)
+        text = tokenizer.decode(prompt + new)
         if not text.endswith("\ufffd"):  # the middle of a character that spans several tokens
             print(text[len(shown):], end="", flush=True)
             shown = text
     seconds = time.perf_counter() - begin
-    print(f"\n\n{len(ids) - prompt_length} tokens in {seconds:.1f} s, {(len(ids) - prompt_length) / seconds:.1f} tokens/s, "
+    print(f"\n\n{len(new)} tokens in {seconds:.1f} s, {len(new) / seconds:.1f} tokens/s, "
           f"{count_parameters(model):,} parameters")
 
 

@@ -1,11 +1,12 @@
 """Tune and prune in one run (ATP, arXiv 2412.14426), then export the smaller model.
 
-    python train.py --data legal.jsonl                                  # built-in tiny base, a few minutes on a laptop
+    python train.py --data legal.jsonl                                  # built-in tiny base, on a laptop
     python train.py --model Llama-2-7b --data legal.jsonl --prune 0.4   # one GPU
 
-Every step: the generator G learns on a batch which groups to keep, LoRA frozen (pruned forward); then LoRA learns on
-another batch, decisions fixed (LoRA-aware forward), and the lasso shrinks what it learned in removed groups. From
-`--freeze-at` on, decisions are frozen, the removed groups are cut out, and the rest is plain LoRA on the small model.
+Every step: the generator G learns on a batch which groups to keep, LoRA frozen (pruned forward); then LoRA
+learns on another batch, decisions fixed (LoRA-aware forward), and the lasso shrinks what it learned in
+removed groups. From `--freeze-at` on, decisions are frozen, the removed groups are cut out, and the rest is
+plain LoRA on the small model. The loop is `tune`; a step's halves are `Run.generator_step`, `Run.lora_step`.
 """
 import argparse
 import dataclasses
@@ -28,15 +29,15 @@ from torch import Tensor
 import data
 import export
 import llama
-from atp import (SPACES, Generator, Groups, budget_term, group_lasso, gumbel, proximal_lasso, straight_through,
-                 taylor_saliency, warm_start)
+from atp import (SPACES, Generator, Groups, budget_term, group_lasso, gumbel, proximal_lasso,
+                 straight_through, taylor_saliency, warm_start)
 from llama import InputError, Llama, LlamaConfig, Tokenizer
 
 HERE = Path(__file__).resolve().parent
 
 
 def option(default, text: str, low=None, high=None, **more):
-    """A Config field that becomes a flag: default, help, the range of a number (ends included), argparse's rest."""
+    """A Config field that becomes a flag: default, help, a number's range with its ends, argparse's rest."""
     how = {"default_factory": lambda: default} if isinstance(default, list) else {"default": default}
     return dataclasses.field(**how, metadata={"help": text, "range": (low, high), "more": more})
 
@@ -47,8 +48,8 @@ class Config:
     data: list[str] = option(["legal.jsonl"], "JSON lines files", nargs="+")
     out: str = option("", "run directory (default: out/ and the first data file's name)")
     prune: float = option(0.4, "fraction of the prunable parameters to remove", 0.001, 0.999)
-    space: str = option("dims", "what goes: head dimensions or whole heads, and FFN units", choices=list(SPACES))
-    round_to: int = option(1, "keep dimensions and FFN units in multiples of this, for kernels and quantizers", 1)
+    space: str = option("dims", "remove head dimensions or whole heads, and FFN units", choices=list(SPACES))
+    round_to: int = option(1, "keep dimensions and FFN units in multiples of this", 1)
     steps: int = option(300, "LoRA steps", 1)
     batch_size: int = option(8, "rows of one forward pass", 1)
     accumulate: int = option(1, "forward passes of one LoRA step", 1)
@@ -61,20 +62,21 @@ class Config:
     rank: int = option(8, "of LoRA", 1)
     lora_scale: float = option(2.0, "s in W + s B A", 1e-9)
     freeze_at: float = option(0.5, "fraction of the steps after which decisions are frozen (T_end)", 0, 1)
-    slice_at_freeze: bool = option(True, "cut at the freeze and tune the small model; otherwise mask to the end")
+    slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
     generator_every: int = option(1, "LoRA steps between two generator steps", 1)
     generator_lr: float = option(3e-3, "the generator's learning rate", 1e-9, 1e3)
     temperature: float = option(0.4, "T of the sigmoid in the decisions", 1e-3)
     spread: float = option(1.0, "warm start: deviation of the logits from Taylor saliency; 0: none", 0, 1e3)
-    anneal: float = option(0.6, "fraction of the search over which the budget goes from 1 to the target", 0, 1)
-    budget: str = option("threshold", "the generator's budget: a threshold that fits it, or the paper's loss term",
+    anneal: float = option(0.6, "fraction of the search in which the budget goes from 1 to the target", 0, 1)
+    budget: str = option("threshold", "the generator's budget: a threshold that fits it, or a loss term",
                          choices=["threshold", "loss"])
     alpha: float = option(5.0, "weight of the budget term with --budget loss", 0)
-    offset: float = option(3.0, "added to the logits with --budget loss: training starts nearly dense", -1e3, 1e3)
+    offset: float = option(3.0, "added to the logits with --budget loss: starts nearly dense", -1e3, 1e3)
     straight_through: bool = option(False, "hard decisions in the generator's step, the soft ones' gradient")
-    sample: bool = option(False, "LoRA steps take the generator's noisy decisions, not the best in the budget")
-    lasso: str = option("proximal", "group lasso on removed groups' LoRA", choices=["proximal", "loss", "none"])
-    lasso_weight: float = option(5.0, "lambda of the lasso (per step: times the learning rate if proximal)", 0)
+    sample: bool = option(False, "LoRA steps take the generator's decisions, not the best in the budget")
+    lasso: str = option("proximal", "group lasso on removed groups' LoRA",
+                        choices=["proximal", "loss", "none"])
+    lasso_weight: float = option(5.0, "lambda of the lasso; if proximal, times the learning rate", 0)
     checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
     seed: int = option(0, "of everything random", 0, 2**32 - 1)
     device: str = option("auto", "cuda, mps or cpu (default: the best there is)")
@@ -85,7 +87,7 @@ class Config:
     checkpoint_every: int = option(100, "steps between two checkpoints", 1)
 
 
-# The authors' procedure: noise, offset and loss term in place of the threshold, no warm start, masks to the end.
+# The authors' procedure: noise, offset and a loss term for the budget; no warm start, masks to the end.
 PAPER = dict(budget="loss", sample=True, spread=0.0, anneal=0.0, generator_lr=1e-3, lasso="loss",
              lasso_weight=10.0, slice_at_freeze=False)
 
@@ -101,9 +103,9 @@ def number(kind, low, high):
     return convert
 
 
-def parse_arguments() -> tuple[Config, argparse.Namespace]:
-    """The command line as a Config, and --resume and --overwrite. Raises InputError."""
-    parser = llama.Parser(description="Tune and prune a LLaMA in one run.", argument_default=argparse.SUPPRESS)
+def parse_arguments() -> tuple[Config, str | None, bool | None]:
+    """The command line: a Config, --resume and --overwrite. Raises InputError."""
+    parser = llama.Parser(description=__doc__.splitlines()[0], argument_default=argparse.SUPPRESS)
     for field in dataclasses.fields(Config):
         how = dict(field.metadata["more"], help=field.metadata["help"])
         if field.default not in ("", "auto", dataclasses.MISSING):
@@ -113,19 +115,19 @@ def parse_arguments() -> tuple[Config, argparse.Namespace]:
         elif field.type in (int, float):
             how["type"] = number(field.type, *field.metadata["range"])
         parser.add_argument("--" + field.name.replace("_", "-"), **how)
-    preset = " ".join(f"--no-{k}" if v is False else f"--{k}" if v is True else f"--{k} {v}" for k, v in PAPER.items())
-    parser.add_argument("--paper", action="store_true", help=f"the authors' procedure: {preset.replace('_', '-')}")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run from its checkpoint, with its options")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that is in the output directory")
+    preset = ", ".join(f"{name} {value}" for name, value in PAPER.items())
+    parser.add_argument("--paper", action="store_true", help=f"the authors' procedure ({preset})")
+    parser.add_argument("--resume", metavar="RUN", help="go on from a run's checkpoint, with its options")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output directory")
     given = vars(parser.parse_args())
     paper, resume, overwrite = (given.pop(name, None) for name in ("paper", "resume", "overwrite"))
     if resume and (given or paper or overwrite):
         raise InputError("--resume goes on with the run's own options; give no others with it")
-    return Config(**((PAPER if paper else {}) | given)), argparse.Namespace(resume=resume, overwrite=overwrite)
+    return Config(**((PAPER if paper else {}) | given)), resume, overwrite
 
 
 def tiny_base() -> str:
-    """The built-in base model's directory; pretrains it on english.jsonl the first time, in about a minute."""
+    """The built-in base's directory; pretrains it on english.jsonl the first time, in about a minute."""
     target = HERE / "out" / "tiny-base"
     if not (target / "params.json").exists():
         print(f"base: no --model given; pretraining the built-in tiny one, once, for {target}", flush=True)
@@ -133,10 +135,10 @@ def tiny_base() -> str:
     return str(target)
 
 
-# ------------------------------------------------------------------------------------------------ pure functions
+# -------------------------------------------------------------------------------------------- pure functions
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """Fraction of the peak learning rate: a linear rise over `warmup` of the steps, then a cosine to a tenth."""
+    """Fraction of the peak learning rate: linear up over `warmup` of the steps, a cosine down to a tenth."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
@@ -149,7 +151,7 @@ def annealed_keep(config: Config, step: int, freeze: int) -> float:
 
 
 def fingerprint(model: Llama, tokenizer: Path, files: list[str]) -> dict[str, str]:
-    """What a resumed run must find unchanged, as digests: the tokenizer and data files whole, weights by samples."""
+    """Digests of what a resumed run must find unchanged: tokenizer and data whole, weights by samples."""
     weights = hashlib.sha256()
     for name, p in model.named_parameters():
         sample = p.detach().flatten()[::max(1, p.numel() // 64)].float().cpu()
@@ -165,48 +167,52 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-# ---------------------------------------------------------------------------------------------------- evaluation
+# ------------------------------------------------------------------------------------------------ evaluation
 
 @torch.no_grad()
 def validation_loss(model: Llama, rows: data.Rows, batch_size: int, masks=None) -> tuple[float, float]:
-    """Mean negative log-likelihood in nats over all targets of `rows`, and the tokens per second of measuring it."""
+    """Mean negative log-likelihood in nats of all targets of `rows`, and tokens read per second."""
     total, count, begin = 0.0, 0, time.perf_counter()
-    device = model.norm.weight.device
     for i in range(0, len(rows.tokens), batch_size):
-        tokens, targets = rows.at(slice(i, i + batch_size), device)
-        total += float(model.nll(tokens, targets, masks))
+        tokens, targets = rows.at(slice(i, i + batch_size), model.norm.weight.device)
+        total += model.nll(tokens, targets, masks).item()
         count += int((targets != llama.IGNORE).sum())
     return total / max(1, count), rows.tokens.numel() / (time.perf_counter() - begin)
 
 
 @torch.no_grad()
-def answer_accuracy(model: Llama, tokenizer: Tokenizer, questions: list[data.Example], seq_len: int, masks=None) -> float | None:
-    """Fraction of questions answered right, or None if there are none.
+def answer_scores(model: Llama, tokenizer: Tokenizer, prompt: str, answers, seq_len: int, masks=None):
+    """For each candidate answer after `prompt`: its mean log-likelihood a token (EOS included), and whether
+    greedy decoding would give just this answer: each token is the likeliest after those before. Long prompts
+    lose their beginning, so that prompt and answer fit in `seq_len`."""
+    pairs = data.encode([data.Example(prompt, answer) for answer in answers], tokenizer)
+    rows = [(ids + answer)[-seq_len - 1:] for ids, answer in pairs]
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [tokenizer.eos] * (width - len(row)) for row in rows])
+    hidden = model.hidden(tokens[:, :-1].to(model.norm.weight.device), masks)
+    scores = []
+    for row, h, (_, answer) in zip(rows, hidden, pairs):
+        end, n = len(row) - 1, min(len(answer), len(row) - 1)
+        logp = F.linear(h[end - n:end], model.output_weight).float().log_softmax(-1)  # n V
+        wanted = torch.tensor(row[-n:], device=h.device)
+        likelihood = logp.gather(1, wanted[:, None]).mean().item()
+        scores.append((likelihood, bool((logp.argmax(-1) == wanted).all())))
+    return scores
 
-    With options: the true one has the highest mean log-likelihood a token. Without: greedy decoding gives exactly the
-    answer and EOS (each of its tokens is the likeliest after the ones before). Long prompts lose their beginning."""
-    device, right = model.norm.weight.device, 0
-    for example in questions:
-        candidates = example.options or (example.answer,)
-        pairs = data.encode([data.Example(example.prompt, option) for option in candidates], tokenizer)
-        rows = [(prompt + answer)[-seq_len - 1:] for prompt, answer in pairs]
-        T = max(map(len, rows)) - 1
-        tokens = torch.tensor([row + [tokenizer.eos] * (T + 1 - len(row)) for row in rows], device=device)
-        hidden = model.hidden(tokens[:, :-1], masks)
-        scores = []
-        for row, h, (_, answer) in zip(rows, hidden, pairs):
-            n = min(len(answer), len(row) - 1)
-            logits = F.linear(h[len(row) - 1 - n:len(row) - 1], model.output_weight).float()  # n V
-            wanted = torch.tensor(row[-n:], device=device)
-            if not example.options:
-                right += bool((logits.argmax(-1) == wanted).all())
-            scores.append(float(logits.log_softmax(-1).gather(1, wanted[:, None]).mean()))
-        if example.options:
-            right += scores.index(max(scores)) == example.options.index(example.answer)
+
+def answer_accuracy(model: Llama, tokenizer: Tokenizer, questions, seq_len: int, masks=None) -> float | None:
+    """Fraction of questions answered right, None if there are none: the likeliest option is the true one, or
+    without options, greedy decoding gives exactly the answer."""
+    right = 0
+    for question in questions:
+        answers = question.options or [question.answer]
+        scores = answer_scores(model, tokenizer, question.prompt, answers, seq_len, masks)
+        best = answers[scores.index(max(scores))]
+        right += best == question.answer if question.options else scores[0][1]
     return right / len(questions) if questions else None
 
 
-# -------------------------------------------------------------------------------------------------------- a run
+# ---------------------------------------------------------------------------------------------------- a run
 
 class Run:
     """All that changes while training, and the steps that change it."""
@@ -217,32 +223,38 @@ class Run:
         self.freeze_step = max(1, round(config.freeze_at * config.steps))
         self.step, self.frozen, self.sliced, self.skipped, self.stop_asked = 0, False, False, 0, False
         self.record = {"seconds": 0.0}  # what the summary needs from before a resume
-        self.optimizer = torch.optim.AdamW(export.lora_parameters(model).values(), lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(export.lora_parameters(model).values(), lr=config.lr,
+                                           weight_decay=config.weight_decay)
         self.generator = Generator(groups, torch.zeros(len(groups), device=self.device))
         self.generator_optimizer = torch.optim.AdamW(self.generator.parameters(), lr=config.generator_lr)
         self.d = torch.ones(len(groups), dtype=torch.bool, device=self.device)
 
+    def batch(self, rows: data.Rows, index: int, seed: int) -> tuple[Tensor, Tensor]:
+        return rows.batch(self.config.batch_size, index, seed, self.device)
+
     def warm_start(self) -> None:
         """Starts the search from Taylor saliency on the decision split (spread 0: from nothing)."""
         if self.config.spread:
-            n = min(24, len(self.rows.decision.tokens) // self.config.batch_size + 1)
-            batches = [self.rows.decision.batch(self.config.batch_size, i, self.config.seed, self.device) for i in range(n)]
+            n = min(24, 1 + len(self.rows.decision.tokens) // self.config.batch_size)
+            batches = [self.batch(self.rows.decision, i, self.config.seed) for i in range(n)]
             saliency = taylor_saliency(self.model, self.groups, batches)
             self.generator.prior.copy_(warm_start(saliency, self.groups, self.config.spread))
 
     def soft_decisions(self, logits: Tensor, keep: float) -> Tensor:
         """Decisions [G] in (0, 1) with a gradient, for the generator's step."""
         if self.config.budget == "threshold":
-            return torch.sigmoid((logits - self.groups.decide(logits, keep)[1]) / self.config.temperature)
-        return torch.sigmoid((logits + gumbel(logits) + self.config.offset) / self.config.temperature)
+            logits = logits - self.groups.decide(logits, keep)[1]
+        else:
+            logits = logits + gumbel(logits) + self.config.offset
+        return torch.sigmoid(logits / self.config.temperature)
 
     def generator_step(self) -> dict[str, float]:
         """One update of G on a decision batch, LoRA frozen; then the decisions of the next LoRA steps."""
-        config = self.config
-        keep = annealed_keep(config, self.step, self.freeze_step)
-        tokens, targets = self.rows.decision.batch(config.batch_size, self.step // config.generator_every, config.seed + 1, self.device)
-        p = self.soft_decisions(self.generator(), keep)
-        d = straight_through(p) if config.straight_through else p
+        config, keep = self.config, annealed_keep(self.config, self.step, self.freeze_step)
+        tokens, targets = self.batch(self.rows.decision, self.step // config.generator_every, config.seed + 1)
+        d = self.soft_decisions(self.generator(), keep)
+        if config.straight_through:
+            d = straight_through(d)
         nll = self.model.nll(tokens, targets, self.groups.masks(d, aware=False, dtype=self.dtype))
         loss = nll / (targets != llama.IGNORE).sum().clamp(min=1)
         terms = {"gen_loss": loss.item()}
@@ -251,12 +263,12 @@ class Run:
             loss, terms["budget"] = loss + config.alpha * term, term.item()
         self.generator_optimizer.zero_grad()
         loss.backward(inputs=list(self.generator.parameters()))
-        norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 3.0)
-        if self.finite(norm):
+        if self.finite(torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 3.0)):
             self.generator_optimizer.step()
         with torch.no_grad():
             logits, last = self.generator(), self.d
-            self.d = self.soft_decisions(logits, keep) > 0.5 if config.sample else self.groups.decide(logits, keep)[0]
+            sampled = self.soft_decisions(logits, keep) > 0.5 if config.sample else None
+            self.d = self.groups.decide(logits, keep)[0] if sampled is None else sampled
         return terms | {"flips": (self.d != last).float().mean().item()}
 
     def lora_step(self) -> dict[str, float]:
@@ -267,10 +279,10 @@ class Run:
         lr = config.lr * schedule(self.step, config.steps, config.warmup)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
-        batches = [self.rows.train.batch(config.batch_size, self.step * config.accumulate + i, config.seed, self.device)
-                   for i in range(config.accumulate)]
+        first = self.step * config.accumulate
+        batches = [self.batch(self.rows.train, first + i, config.seed) for i in range(config.accumulate)]
         count = sum((targets != llama.IGNORE).sum() for _, targets in batches).clamp(min=1)
-        terms = {"loss": 0.0}
+        terms = {"loss": 0.0, "lr": lr}
         for tokens, targets in batches:
             loss = self.model.nll(tokens, targets, masks) / count
             loss.backward()
@@ -284,13 +296,13 @@ class Run:
             self.optimizer.step()
             if masks and config.lasso == "proximal":
                 proximal_lasso(self.model.layers, self.groups, self.d, lr * config.lasso_weight)
-        return terms | {"lr": lr, "grad_norm": float(norm)}
+        return terms | {"grad_norm": norm.item()}
 
     def finite(self, norm: Tensor) -> bool:
         """Whether an update may be made. Raises InputError when it may not three times in a row."""
         self.skipped = 0 if norm.isfinite() else self.skipped + 1
         if self.skipped == 3:
-            raise InputError(f"step {self.step}: the loss or its gradient is not finite, three times in a row; the last "
+            raise InputError(f"step {self.step}: loss or gradient not finite three times in a row; the last "
                              "checkpoint is kept. Try a lower --lr or --generator-lr, or --dtype float32")
         return self.skipped == 0
 
@@ -309,77 +321,76 @@ class Run:
 
     def pruned_masks(self):
         """For the pruned forward: what is exported, whether it is cut already or not."""
-        return None if self.sliced else self.groups.masks(self.target_decisions(), aware=False, dtype=self.dtype)
+        if not self.sliced:
+            return self.groups.masks(self.target_decisions(), aware=False, dtype=self.dtype)
 
-    def evaluate(self) -> tuple[float, float]:
-        return validation_loss(self.model, self.rows.validation, self.config.batch_size, self.pruned_masks())
+    # What `state` writes, `load_state` reads; the model comes back by export.restore. Batches are a function
+    # of the step, so torch's is the only random state.
+    PLAIN = ("step", "frozen", "sliced", "skipped", "record", "d")
 
-    # Everything that `state` writes, `load_state` reads; model, LoRA and decisions come back by export.restore.
     def state(self) -> dict:
-        searching = None if self.frozen else {
-            "generator": self.generator.state_dict(), "optimizer": self.generator_optimizer.state_dict()}
+        parts = () if self.frozen else (self.generator, self.generator_optimizer)
         cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
-        return {"config": vars(self.config), "step": self.step,
-                "frozen": self.frozen, "sliced": self.sliced, "skipped": self.skipped, "record": self.record, "d": self.d, "searching": searching,
-                "lora": {n: p.data for n, p in export.lora_parameters(self.model).items()},
-                "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(), "cuda_rng": cuda}
+        return {name: getattr(self, name) for name in self.PLAIN} | {
+            "config": vars(self.config), "searching": [part.state_dict() for part in parts], "optimizer": self.optimizer.state_dict(),
+            "lora": {name: p.data for name, p in export.lora_parameters(self.model).items()},
+            "rng": torch.get_rng_state(), "cuda_rng": cuda}
 
     def load_state(self, saved: dict) -> None:
-        for name in ("step", "frozen", "sliced", "skipped", "record"):
+        for name in self.PLAIN:
             setattr(self, name, saved[name])
-        self.d = saved["d"].to(self.device)
+        self.d = self.d.to(self.device)
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.frozen:
             self.generator = self.generator_optimizer = None
         else:
-            self.generator.load_state_dict(saved["searching"]["generator"])
-            self.generator_optimizer.load_state_dict(saved["searching"]["optimizer"])
+            for part, state in zip((self.generator, self.generator_optimizer), saved["searching"], strict=True):
+                part.load_state_dict(state)
         torch.set_rng_state(saved["rng"])
         if saved["cuda_rng"]:
             torch.cuda.set_rng_state_all(saved["cuda_rng"])
 
 
 def tune(run: Run, save, log) -> None:
-    """The one-stage loop, from `run.step` to the last step. `save()` writes a checkpoint, `log(object)` a line."""
-    config = run.config
-    tokens_per_step = config.batch_size * config.accumulate * config.seq_len
+    """The one-stage loop, from `run.step` to the last. `save()` writes a checkpoint, `log(dict)` a line."""
+    config, stop = run.config, False
     last_step, seconds = run.step, 0.0
-    while run.step < config.steps and not run.stop_asked:
+    while run.step < config.steps and not stop:
         begin, terms = time.monotonic(), {}
         if not run.frozen and run.step % config.generator_every == 0:
             terms = run.generator_step()
         terms |= run.lora_step()
-        seconds += time.monotonic() - begin
         run.step += 1
+        seconds += time.monotonic() - begin
         if run.step == run.freeze_step:
             run.freeze()
-        milestone = run.step in (run.freeze_step, config.steps) or run.stop_asked
+        milestone, stop = run.step in (run.freeze_step, config.steps), run.stop_asked
         if milestone or run.step % config.eval_every == 0:
-            terms["val_loss"] = run.evaluate()[0]
+            terms["val_loss"], _ = validation_loss(run.model, run.rows.validation, config.batch_size,
+                                                   run.pruned_masks())
         if "val_loss" in terms or run.step % config.log_every == 0:
             rate = (run.step - last_step) / max(1e-9, seconds)
             line = {"step": run.step, "phase": "tune" if run.frozen else "search", **terms,
                     "kept": run.groups.kept(run.d) / run.groups.total, "target": 1 - config.prune,
-                    "tokens_per_second": rate * tokens_per_step}
+                    "tokens_per_second": rate * config.batch_size * config.accumulate * config.seq_len}
             log(line)
             print(log_line(line, config.steps, (config.steps - run.step) / rate), flush=True)
             last_step, seconds = run.step, 0.0
-        if milestone or run.step % config.checkpoint_every == 0:
+        if milestone or stop or run.step % config.checkpoint_every == 0:
             save()
 
 
 def log_line(line: dict, steps: int, left: float) -> str:
+    """A line of the log for the eye. `left`: seconds."""
+    shown = [("gen_loss", "gen"), ("budget", "budget"), ("lasso", "lasso"), ("flips", "flips")]
     parts = [f"step {line['step']:{len(str(steps))}d}/{steps} {line['phase']:6s} loss {line['loss']:.3f}"]
-    parts += [f"{name} {line[key]:.3f}" for name, key in [("gen", "gen_loss"), ("budget", "budget"), ("lasso", "lasso"),
-                                                          ("flips", "flips")] if key in line]
+    parts += [f"{name} {line[key]:.3f}" for key, name in shown if key in line]
     parts += [f"kept {line['kept']:.3f}/{line['target']:.3f}", f"lr {line['lr']:.1e}",
               f"{line['tokens_per_second']:,.0f} tok/s", f"{left / 60:.1f} min left"]
-    if "val_loss" in line:
-        parts.append(f"val {line['val_loss']:.4f}")
-    return "  ".join(parts)
+    return "  ".join(parts + ([f"val {line['val_loss']:.4f}"] if "val_loss" in line else []))
 
 
-# ------------------------------------------------------------------------------------------------------ the whole
+# ------------------------------------------------------------------------------------------------ the whole
 
 def measure(model: Llama, tokenizer: Tokenizer, rows: data.Data, config: Config, masks=None) -> dict:
     """One line of the summary table."""
@@ -394,38 +405,41 @@ def file_bytes(directory: Path) -> int:
 
 def finish(run: Run, tokenizer: Tokenizer, out: Path) -> None:
     """Exports, measures the exported model, writes summary.json and prints the table."""
-    config, groups, record = run.config, run.groups, run.record
-    pruned = measure(run.model, tokenizer, run.rows, config, run.pruned_masks())
-    kept = groups.kept(run.d)
-    pruned["params"] = record["base"]["params"] - groups.total + kept
+    config, groups, base = run.config, run.groups, run.record["base"]
+    kept, pruned = groups.kept(run.d), measure(run.model, tokenizer, run.rows, config, run.pruned_masks())
+    pruned["params"] = base["params"] - groups.total + kept
     difference = export.write(run.model, groups, None if run.sliced else run.d, tokenizer.path,
                               run.rows.validation.at(slice(4))[0], out / "pruned")
     exported = measure(llama.load(out / "pruned", run.dtype, run.device), tokenizer, run.rows, config)
-    base = record["base"]
-    rows = {"base": base, "pruned": pruned, "exported": exported}
     exported["bytes"] = file_bytes(out / "pruned")
+    rows = {"base": base, "pruned": pruned, "exported": exported}
     summary = {"requested_prune": config.prune, "obtained_prune": 1 - kept / groups.total,
                "params": {"base": base["params"], "pruned": exported["params"]},
                "prunable": {"base": groups.total, "kept": kept},
-               **{key: {name: row[key] for name, row in rows.items()} for key in ("val_loss", "accuracy", "tokens_per_second")},
-               "file_bytes": {"base": base["bytes"], "exported": exported["bytes"]}, "max_logit_diff": difference,
-               "seconds": record["seconds"], "peak_memory_bytes": peak_memory(run.device)}
+               "file_bytes": {"base": base["bytes"], "exported": exported["bytes"]},
+               "max_logit_diff": difference, "seconds": run.record["seconds"],
+               "peak_memory_bytes": peak_memory(run.device)}
+    for key in ("val_loss", "accuracy", "tokens_per_second"):
+        summary[key] = {name: row[key] for name, row in rows.items()}
     llama.write_json(out / "summary.json", summary)
 
-    print(f"\n{'':10s}{'parameters':>14s}{'prunable':>14s}{'kept':>8s}{'val ppl':>10s}{'accuracy':>10s}{'tokens/s':>10s}{'file':>10s}")
+    titles = ("parameters", "prunable", "kept", "val ppl", "accuracy", "tokens/s", "file")
+    print("\n" + " " * 8 + "".join(f"{title:>12s}" for title in titles))
     for name, row in rows.items():
-        prunable = groups.total if name == "base" else kept
-        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
-        size = f"{row['bytes'] / 1e6:.1f} MB" if "bytes" in row else "-"
-        print(f"{name:10s}{row['params']:14,}{prunable:14,}{prunable / groups.total:8.2%}{math.exp(row['val_loss']):10.2f}"
-              f"{accuracy:>10s}{row['tokens_per_second']:10,.0f}{size:>10s}")
-    print(f"pruned: requested {config.prune:.2%}, obtained {summary['obtained_prune']:.2%}; largest logit difference of pruned "
-          f"and exported: {difference:.1e}\n{record['seconds'] / 60:.1f} minutes, peak memory "
-          f"{summary['peak_memory_bytes'] / 2**30:.2f} GB\n\nnext: python llama.py {out / 'pruned'} --prompt \"The lessee shall\"")
+        left = groups.total if name == "base" else kept
+        cells = (f"{row['params']:,}", f"{left:,}", f"{left / groups.total:.2%}",
+                 f"{math.exp(row['val_loss']):.2f}", "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
+                 f"{row['tokens_per_second']:,.0f}", f"{row['bytes'] / 1e6:,.1f} MB" if "bytes" in row else "-")
+        print(f"{name:8s}" + "".join(f"{cell:>12s}" for cell in cells))
+    print(f"pruned: {config.prune:.2%} requested, {summary['obtained_prune']:.2%} obtained\n"
+          f"largest logit difference of pruned and exported: {difference:.1e}\n"
+          f"{summary['seconds'] / 60:.1f} minutes, peak memory "
+          f"{summary['peak_memory_bytes'] / 2**30:.2f} GB\n\n"
+          f"next: python llama.py {out / 'pruned'} --prompt \"The lessee shall\"")
 
 
 def open_run(config: Config, device: torch.device, checkpoint: dict | None) -> tuple[Run, Tokenizer]:
-    """A run at its first step, or at the checkpoint's. Raises InputError for all that can be known to fail later."""
+    """A run at its first step or at the checkpoint's. Raises InputError for what could only fail later."""
     for path in config.data:
         data.read(path)  # before the base is made: bad data should not cost a minute
     config.model = config.model or tiny_base()
@@ -433,62 +447,71 @@ def open_run(config: Config, device: torch.device, checkpoint: dict | None) -> t
     tokenizer.check(LlamaConfig.read(Path(config.model) / "params.json"))
     rows = data.load(config.data, tokenizer, config.seq_len, config.answer_only)
     if len(rows.train.tokens) < config.batch_size * config.accumulate:
-        raise InputError(f"{', '.join(config.data)}: {len(rows.train.tokens)} rows of {config.seq_len} tokens to train on, fewer "
-                         f"than one batch; lower --batch-size or --seq-len, or add data")
-    dtype = getattr(torch, config.dtype)
-    model = llama.load(config.model, dtype, device)
+        raise InputError(f"{', '.join(config.data)}: {len(rows.train.tokens)} rows of {config.seq_len} tokens to "
+                         "train on, fewer than one batch; lower --batch-size or --seq-len, or add data")
+    model = llama.load(config.model, getattr(torch, config.dtype), device)
     digests = fingerprint(model, tokenizer.path, config.data)
     if checkpoint:
         for name, digest in checkpoint["record"]["fingerprint"].items():
             if digests.get(name) != digest:
-                raise InputError(f"--resume: {name} changed since the checkpoint was written; bring the old back or start anew")
+                raise InputError(f"--resume: {name} changed since the checkpoint; bring the old back or start anew")
         model, groups, _ = export.restore(checkpoint, model)
         run = Run(config, model, groups, rows)
         run.load_state(checkpoint)
+        print(f"resuming at step {run.step} of {config.steps}", flush=True)
         return run, tokenizer
 
     groups = Groups(model.config, config.space, config.round_to, device)
     groups.check(1 - config.prune)
-    print(f"model: {config.model}, {llama.count_parameters(model):,} parameters, {groups.total:,} prunable in {len(groups):,} "
-          f"groups ({config.space}); {config.dtype} on {device}\n"
-          f"data: {', '.join(f'{n:,} {name}' for name, n in rows.records.items())} records; rows of {config.seq_len} tokens: "
-          + ", ".join(f"{len(getattr(rows, name).tokens):,} {name}" for name in ("train", "decision", "validation")), flush=True)
-    torch.manual_seed(config.seed)
+    records = ", ".join(f"{n:,} {name}" for name, n in rows.records.items())
+    splits = ", ".join(f"{len(getattr(rows, name).tokens):,} {name}" for name in data.SPLITS)
+    print(f"model: {config.model}, {llama.count_parameters(model):,} parameters, {groups.total:,} prunable "
+          f"in {len(groups):,} groups ({config.space}); {config.dtype} on {device}\n"
+          f"data: {records} records; rows of {config.seq_len} tokens: {splits}", flush=True)
     base = measure(model, tokenizer, rows, config)
-    print(f"base: validation loss {base['val_loss']:.4f}, perplexity {math.exp(base['val_loss']):.2f}", flush=True)
+    print(f"base: validation loss {base['val_loss']:.4f}, perplexity {math.exp(base['val_loss']):.2f}",
+          flush=True)
+    torch.manual_seed(config.seed)
     export.add_lora(model, config.rank, config.lora_scale)
+    model.checkpointing = config.checkpointing
     run = Run(config, model, groups, rows)
     run.record |= {"base": base | {"bytes": file_bytes(Path(config.model))}, "fingerprint": digests}
     run.warm_start()
     return run, tokenizer
 
 
-def main() -> None:
-    config, args = parse_arguments()
-    out = Path(args.resume or config.out or Path("out") / Path(config.data[0]).stem)
-    checkpoint = export.read_checkpoint(out) if args.resume else None
-    if checkpoint:
-        config = Config(**checkpoint["config"])
-    elif (out / "log.jsonl").exists() and not args.overwrite:
-        raise InputError(f"{out}: holds a run already; go on with it (--resume {out}), replace it (--overwrite), "
-                         "or write elsewhere (--out)")
-    device = llama.find_device(config.device)
-    if config.dtype == "auto":
-        config.dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    run, tokenizer = open_run(config, device, checkpoint)
-
+def prepare_directory(out: Path, run: Run, resuming: bool) -> Path:
+    """Makes or clears the run directory; returns log.jsonl's path, cut back to `run.step`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not checkpoint:
+        if not resuming:
             for name in ("ckpt.pt", "summary.json"):
                 (out / name).unlink(missing_ok=True)
             shutil.rmtree(out / "pruned", ignore_errors=True)
-        log_path = out / "log.jsonl"
-        lines = log_path.read_text().splitlines(keepends=True) if checkpoint else []
-        lines = [line for line in lines if json.loads(line)["step"] <= run.step]  # those after the checkpoint come again
-        llama.write_atomic(log_path, lambda file: file.write("".join(lines).encode()))
+        path = out / "log.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if resuming else []
+        lines = [line for line in lines if json.loads(line)["step"] <= run.step]
+        llama.write_atomic(path, lambda file: file.write("".join(lines).encode()))
+        return path
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+def main() -> None:
+    config, resume, overwrite = parse_arguments()
+    out = Path(resume or config.out or Path("out") / Path(config.data[0]).stem)
+    checkpoint = export.read_checkpoint(out) if resume else None
+    if checkpoint:
+        config = Config(**checkpoint["config"])
+    elif (out / "log.jsonl").exists() and not overwrite:
+        raise InputError(f"{out}: holds a run already; go on with it (--resume {out}), replace it "
+                         "(--overwrite), or write elsewhere (--out)")
+    device = llama.find_device(config.device)
+    if config.dtype == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        config.dtype = "bfloat16" if bf16 else "float32"
+    run, tokenizer = open_run(config, device, checkpoint)
+    log_path = prepare_directory(out, run, resuming=bool(resume))
     begin, before = time.monotonic(), run.record["seconds"]
 
     def save():
