@@ -96,12 +96,9 @@ def write(model: Llama, groups: Groups, d: Tensor | None, tokenizer: Path, token
 
 def read_checkpoint(run: Path) -> dict:
     """`ckpt.pt` of a run directory. Raises InputError."""
-    try:
-        return torch.load(run / "ckpt.pt", map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{run}: no ckpt.pt; expected a run directory that train.py has written") from None
-    except Exception as error:  # damage shows as RuntimeError, UnpicklingError, EOFError, ...
-        raise InputError(f"{run / 'ckpt.pt'}: not a readable checkpoint ({str(error).splitlines()[0][:100]})") from None
+    if not (run / "ckpt.pt").is_file():
+        raise InputError(f"{run}: no ckpt.pt; expected a run directory that train.py has written")
+    return llama.read_tensors(run / "ckpt.pt", mmap=False)
 
 
 def lora_parameters(model: Llama) -> dict[str, torch.nn.Parameter]:

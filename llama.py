@@ -15,6 +15,9 @@ import json
 import os
 import sys
 import time
+import types
+import typing
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +101,8 @@ class LlamaConfig:
     layers: list[LayerSize] | None = None
 
     def __post_init__(self):
+        if self.n_layers > 1000:
+            raise ValueError(f"{self.n_layers} layers")
         self.n_kv_heads = self.n_kv_heads or self.n_heads
         self.head_dim = self.head_dim or self.dim // self.n_heads
         if self.layers is None:
@@ -137,29 +142,35 @@ class LlamaConfig:
                 raise ValueError(f"layer {i}: its rotary pairs do not fit qk_dim {size.qk_dim}")
 
 
+def fits(value, kind) -> bool:
+    """Whether a JSON value is what a field annotated `kind` may hold."""
+    if isinstance(kind, types.UnionType):
+        return any(fits(value, one) for one in kind.__args__)
+    if kind is int:
+        return type(value) is int and 0 < value < 2**24
+    if kind is float:
+        return type(value) in (int, float) and 0 < value < 1e12
+    return type(value) is (typing.get_origin(kind) or kind)
+
+
 def build(kind, values, where: str):
     """A dataclass from a JSON object, its values checked against the annotations. Raises ValueError."""
     if not isinstance(values, dict):
         raise ValueError(f"{where}not a JSON object")
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = {key: value for key, value in values.items() if key not in ("max_seq_len", "max_batch_size")}
     for key, value in values.items():
-        wanted = str(fields[key].type) if key in fields else None
-        if wanted is None and key not in ("max_seq_len", "max_batch_size"):
-            raise ValueError(f"{where}{key!r} is not a key this LLaMA knows")
-        good = (value is None and "None" in wanted if value is None else
-                type(value) is bool if "bool" in wanted else
-                type(value) is int and 0 < value < 2**24 if "int" in wanted and "list" not in wanted else
-                type(value) in (int, float) and 0 < value < 1e12 if "float" in wanted else
-                type(value) is list) if wanted else True
-        if not good:
+        if key not in fields:
+            raise ValueError(f"{where}{key[:40]!r} is not a key this LLaMA knows")
+        if not fits(value, fields[key].type):
             raise ValueError(f"{where}{key!r} is {str(value)[:40]}")
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in values:
             raise ValueError(f"{where}{name!r} is missing")
-    return kind(**{key: value for key, value in values.items() if key in fields})
+    return kind(**values)
 
 
-# ------------------------------------------------------------------------------------------------------ model
+# ----------------------------------------------------------------------------------------------------- model
 
 class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float):
@@ -339,21 +350,36 @@ def count_parameters(model: nn.Module) -> int:
 
 # ------------------------------------------------------------------------------------------------ checkpoints
 
+def read_tensors(path: Path, mmap: bool) -> dict:
+    """What `torch.save` wrote to `path`: tensors and plain values, nothing that could run.
+
+    Compressed records are refused (torch writes none, so they could only be a decompression bomb). Mapped files
+    are read when used; others are read now, and their checksums verified. Raises InputError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise ValueError("compressed records")
+            if not mmap and archive.testzip():
+                raise ValueError("a checksum does not match")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # damage shows as BadZipFile, RuntimeError, UnpicklingError, EOFError, ...
+        raise InputError(f"{path}: not a readable checkpoint of tensors ({first_line(error)}); it is damaged, or "
+                         "was not written by torch.save") from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: holds a {type(state).__name__}, expected named tensors")
+    return state
+
+
 def open_shards(directory: Path) -> list[dict[str, Tensor]]:
-    """The model-parallel shards of a directory, memory-mapped. Raises InputError for anything but tensors."""
+    """The model-parallel shards of a directory, memory-mapped. Raises InputError."""
     paths = sorted(directory.glob("consolidated.*.pth"))
     if not paths:
         raise InputError(f"{directory}: no consolidated.NN.pth; expected a raw LLaMA checkpoint directory")
-    shards = []
-    for path in paths:
-        try:
-            shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch reports damage as RuntimeError, UnpicklingError, EOFError, ...
-            raise InputError(f"{path}: not a readable checkpoint of tensors ({first_line(error)}); download or "
-                             "export it again") from None
-        if not isinstance(shard, dict) or not all(isinstance(t, Tensor) for t in shard.values()):
-            raise InputError(f"{path}: holds something other than named tensors; expected a state dict")
-        shards.append(shard)
+    shards = [read_tensors(path, mmap=True) for path in paths]
+    for path, shard in zip(paths, shards):
+        for name, value in shard.items():
+            if not isinstance(value, Tensor):
+                raise InputError(f"{path}: {str(name)[:40]!r} is a {type(value).__name__}, not a tensor")
     return shards
 
 
@@ -370,6 +396,9 @@ def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
                          "tokenizer.model")
     config = LlamaConfig.read(directory / "params.json")
     names = set(open_shards(directory)[0]) - {"rope.freqs"}  # LLaMA-2 also stores its rotary frequencies
+    found = len({name.split(".")[1] for name in names if name.startswith("layers.")})
+    if found != config.n_layers:
+        raise InputError(f"{directory}: the checkpoint has {found} layers, params.json {config.n_layers}")
     with torch.device("meta"):
         model = Llama(config, tied="output.weight" not in names)
     expected = dict(model.named_parameters())
@@ -380,30 +409,31 @@ def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
     for name, parameter in expected.items():
         if name.split(".")[:2] != layer:
             layer, shards = name.split(".")[:2], open_shards(directory)
-        weight = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device), requires_grad=False)
-        copy_pieces(weight, [shard.get(name) for shard in shards], f"{directory}: tensor {name}")
-        model.get_submodule(name.rpartition(".")[0]).register_parameter("weight", weight)
+        pieces = [shard.get(name) for shard in shards]
+        axis = split_axis(pieces, parameter.shape, f"{directory}: tensor {name}")
+        weight = torch.empty(parameter.shape, dtype=dtype, device=device)
+        for part, piece in zip(weight.chunk(len(pieces) if axis >= 0 else 1, axis), pieces):
+            part.copy_(piece)
+        module = model.get_submodule(name.rpartition(".")[0])
+        module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
     return model
 
 
-@torch.no_grad()
-def copy_pieces(target: Tensor, pieces: list[Tensor], what: str) -> None:
-    """Copies one tensor's model-parallel pieces into `target`, side by side on the axis that is split."""
+def split_axis(pieces: list[Tensor | None], shape: torch.Size, what: str) -> int:
+    """The axis on which model-parallel pieces make up a tensor of `shape`; -1 if each is the whole tensor.
+
+    Raises InputError if they do not fit."""
     shapes = [None if piece is None else list(piece.shape) for piece in pieces]
-    if shapes[0] is None or any(shape != shapes[0] for shape in shapes):
-        raise InputError(f"{what} differs between shards ({shapes}); a shard is missing or of another model")
+    if shapes[0] is None or any(other != shapes[0] for other in shapes):
+        raise InputError(f"{what} differs between shards ({shapes}); one is missing or of another model")
     if not pieces[0].is_floating_point():
         raise InputError(f"{what} is {pieces[0].dtype}; a quantized model cannot be tuned, use the original")
-    if shapes[0] == list(target.shape):
-        target.copy_(pieces[0])
-        return
-    for axis in range(target.dim()):
-        if [n * (len(pieces) if i == axis else 1) for i, n in enumerate(shapes[0])] == list(target.shape):
-            for part, piece in zip(target.chunk(len(pieces), axis), pieces):
-                part.copy_(piece)
-            return
-    raise InputError(f"{what} has shape {shapes[0]} in {len(pieces)} shard(s), params.json wants "
-                     f"{list(target.shape)}")
+    if shapes[0] == list(shape) and (len(pieces) == 1 or len(shape) == 1):  # norms are in every shard
+        return -1
+    for axis in range(len(shapes[0])):
+        if [n * (len(pieces) if i == axis else 1) for i, n in enumerate(shapes[0])] == list(shape):
+            return axis
+    raise InputError(f"{what} has shape {shapes[0]} in {len(pieces)} shard(s), params.json wants {list(shape)}")
 
 
 def save(model: Llama, directory: Path, tokenizer: Path) -> None:

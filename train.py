@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,8 @@ class Config:
 PAPER = dict(budget="loss", sample=True, spread=0.0, anneal=0.0, generator_lr=1e-3, lasso="loss",
              lasso_weight=10.0, slice_at_freeze=False)
 
+ONLY_WITH = {"alpha": ("budget", "loss"), "offset": ("budget", "loss")}
+
 
 def number(kind, low, high):
     """A converter for argparse: `kind` from `low` to `high`."""
@@ -123,7 +126,11 @@ def parse_arguments() -> tuple[Config, str | None, bool | None]:
     paper, resume, overwrite = (given.pop(name, None) for name in ("paper", "resume", "overwrite"))
     if resume and (given or paper or overwrite):
         raise InputError("--resume goes on with the run's own options; give no others with it")
-    return Config(**((PAPER if paper else {}) | given)), resume, overwrite
+    config = Config(**((PAPER if paper else {}) | given))
+    for flag, (other, value) in ONLY_WITH.items():
+        if flag in given and getattr(config, other) != value:
+            raise InputError(f"--{flag.replace('_', '-')} has no effect without --{other} {value}")
+    return config, resume, overwrite
 
 
 def tiny_base() -> str:
@@ -219,6 +226,7 @@ class Run:
 
     def __init__(self, config: Config, model: Llama, groups: Groups, rows: data.Data):
         self.config, self.model, self.groups, self.rows = config, model, groups, rows
+        model.checkpointing = config.checkpointing
         self.device, self.dtype = groups.cost.device, model.norm.weight.dtype
         self.freeze_step = max(1, round(config.freeze_at * config.steps))
         self.step, self.frozen, self.sliced, self.skipped, self.stop_asked = 0, False, False, 0, False
@@ -332,7 +340,8 @@ class Run:
         parts = () if self.frozen else (self.generator, self.generator_optimizer)
         cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
         return {name: getattr(self, name) for name in self.PLAIN} | {
-            "config": vars(self.config), "searching": [part.state_dict() for part in parts], "optimizer": self.optimizer.state_dict(),
+            "config": vars(self.config), "optimizer": self.optimizer.state_dict(),
+            "searching": [part.state_dict() for part in parts],
             "lora": {name: p.data for name, p in export.lora_parameters(self.model).items()},
             "rng": torch.get_rng_state(), "cuda_rng": cuda}
 
@@ -438,7 +447,25 @@ def finish(run: Run, tokenizer: Tokenizer, out: Path) -> None:
           f"next: python llama.py {out / 'pruned'} --prompt \"The lessee shall\"")
 
 
-def open_run(config: Config, device: torch.device, checkpoint: dict | None) -> tuple[Run, Tokenizer]:
+def check_room(out: Path, run: Run) -> None:
+    """Raises InputError unless `out` can be written and has room for two checkpoints and the export."""
+    learned = [*run.optimizer.param_groups[0]["params"], *run.generator.parameters()]
+    checkpoint = 3 * 4 * sum(p.numel() for p in learned)  # a parameter and AdamW's two moments, float32
+    kept = llama.count_parameters(run.model) - run.config.prune * run.groups.total
+    needed, exists = int(2 * checkpoint + kept * run.dtype.itemsize), out.resolve()
+    while not exists.exists():
+        exists = exists.parent
+    try:
+        with tempfile.TemporaryFile(dir=exists):
+            free = shutil.disk_usage(exists).free
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    if free < needed:
+        raise InputError(f"{out}: checkpoints and the export need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
+                         "free; make room, choose another --out or lower --rank")
+
+
+def open_run(config: Config, device: torch.device, out: Path, checkpoint: dict | None) -> tuple[Run, Tokenizer]:
     """A run at its first step or at the checkpoint's. Raises InputError for what could only fail later."""
     for path in config.data:
         data.read(path)  # before the base is made: bad data should not cost a minute
@@ -468,13 +495,13 @@ def open_run(config: Config, device: torch.device, checkpoint: dict | None) -> t
     print(f"model: {config.model}, {llama.count_parameters(model):,} parameters, {groups.total:,} prunable "
           f"in {len(groups):,} groups ({config.space}); {config.dtype} on {device}\n"
           f"data: {records} records; rows of {config.seq_len} tokens: {splits}", flush=True)
-    base = measure(model, tokenizer, rows, config)
-    print(f"base: validation loss {base['val_loss']:.4f}, perplexity {math.exp(base['val_loss']):.2f}",
-          flush=True)
     torch.manual_seed(config.seed)
     export.add_lora(model, config.rank, config.lora_scale)
-    model.checkpointing = config.checkpointing
     run = Run(config, model, groups, rows)
+    check_room(out, run)
+    base = measure(model, tokenizer, rows, config)  # LoRA adds nothing yet
+    print(f"base: validation loss {base['val_loss']:.4f}, perplexity {math.exp(base['val_loss']):.2f}",
+          flush=True)
     run.record |= {"base": base | {"bytes": file_bytes(Path(config.model))}, "fingerprint": digests}
     run.warm_start()
     return run, tokenizer
@@ -490,7 +517,7 @@ def prepare_directory(out: Path, run: Run, resuming: bool) -> Path:
             shutil.rmtree(out / "pruned", ignore_errors=True)
         path = out / "log.jsonl"
         lines = path.read_text().splitlines(keepends=True) if resuming else []
-        lines = [line for line in lines if json.loads(line)["step"] <= run.step]
+        lines = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= run.step]
         llama.write_atomic(path, lambda file: file.write("".join(lines).encode()))
         return path
     except OSError as error:
@@ -510,7 +537,7 @@ def main() -> None:
     if config.dtype == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         config.dtype = "bfloat16" if bf16 else "float32"
-    run, tokenizer = open_run(config, device, checkpoint)
+    run, tokenizer = open_run(config, device, out, checkpoint)
     log_path = prepare_directory(out, run, resuming=bool(resume))
     begin, before = time.monotonic(), run.record["seconds"]
 
@@ -525,6 +552,8 @@ def main() -> None:
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, ask_to_stop)
+    if not resume:
+        save()  # a run can be resumed from its first moment on
     with open(log_path, "a") as file:
         tune(run, save, lambda line: print(json.dumps(line), file=file, flush=True))
     if run.stop_asked:

@@ -1,6 +1,7 @@
 """Small random models, a small tokenizer and small data for all tests: offline, on the CPU, in temporary folders."""
 import json
 import random
+import sys
 
 import pytest
 import sentencepiece
@@ -8,6 +9,7 @@ import torch
 
 import export
 import llama
+import train
 
 torch.set_num_threads(2)
 
@@ -36,6 +38,17 @@ def sentences(n: int, seed: int) -> list[str]:
     who, what = ["the lessee", "the lessor", "the bank", "a tenant", "the court"], ["pay", "repair", "sell", "insure", "keep"]
     return [f"On day {rng.randint(1, 28)} {rng.choice(who)} shall {rng.choice(what)} lot {rng.randint(100, 999)} "
             f"for {rng.randint(1, 99)} dollars, unless {rng.choice(who)} gives notice." for _ in range(n)]
+
+
+def command(monkeypatch, *arguments, main=train.main) -> int:
+    """Runs a command as from the shell, in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
+    try:
+        llama.command(main)
+    except SystemExit as error:
+        return error.code
+    return 0
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +81,9 @@ def data_file(tmp_path_factory):
     records += [{"prompt": f"{t} Question: which day? Answer:", "answer": t.split()[2]} for t in texts[120:]]
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     return path
+
+
+@pytest.fixture
+def options(model_dir, data_file, tmp_path):
+    return ["--model", model_dir, "--data", data_file, "--out", tmp_path / "run", "--device", "cpu", "--steps", 16,
+            "--seq-len", 32, "--batch-size", 4, "--lr", 1e-2, "--eval-every", 4, "--log-every", 2, "--checkpoint-every", 5]

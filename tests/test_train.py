@@ -1,32 +1,14 @@
 """The loop on a random model: it learns, prunes, freezes, exports, resumes; and the commands refuse what they cannot do."""
 import json
 import math
-import sys
 
 import pytest
 import torch
+from conftest import command
 
 import export
 import llama
 import train
-from llama import InputError
-
-
-def command(monkeypatch, *arguments, main=train.main) -> int:
-    """Runs a command as from the shell; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    monkeypatch.setattr(train.signal, "signal", lambda *_: None)
-    try:
-        llama.command(main)
-    except SystemExit as error:
-        return error.code
-    return 0
-
-
-@pytest.fixture
-def options(model_dir, data_file, tmp_path):
-    return ["--model", model_dir, "--data", data_file, "--out", tmp_path / "run", "--device", "cpu", "--steps", 16,
-            "--seq-len", 32, "--batch-size", 4, "--lr", 1e-2, "--eval-every", 4, "--log-every", 2, "--checkpoint-every", 5]
 
 
 def read_log(run, timing=False):
@@ -157,26 +139,3 @@ def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
         assert train.answer_accuracy(model, tokenizer, [question], 64) == (answer == best)
     assert train.answer_accuracy(model, tokenizer, [train.data.Example(prompt, "lot 17")], 64) == 0
     assert train.answer_accuracy(model, tokenizer, [], 64) is None
-
-
-BAD = [  # arguments that replace or join the good ones, and what the one line names
-    (["--prune", "0"], "--prune"), (["--prune", "1"], "--prune"), (["--prune", "nan"], "--prune"), (["--prune", "0.999"], "out of reach"),
-    (["--data", "missing.jsonl"], "missing.jsonl"), (["--model", "missing"], "missing"), (["--steps", "0"], "--steps"),
-    (["--batch-size", "100000"], "fewer than one batch"), (["--device", "tpu"], "--device tpu"), (["--lr", "-1"], "--lr"),
-    (["--seed", "-1"], "--seed"), (["--resume", "nowhere"], "no others"), (["--round-to", "64", "--prune", "0.9"], "--round-to"),
-]
-
-
-@pytest.mark.parametrize("arguments, says", BAD)
-def test_bad_arguments_get_one_line(monkeypatch, options, tmp_path, capsys, arguments, says):
-    assert command(monkeypatch, *options, *arguments) == 2
-    error = capsys.readouterr().err
-    assert says in error and error.startswith("error: ") and error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_tokenizer_of_another_model_is_refused(tmp_path, tokenizer, model_dir):
-    config = llama.LlamaConfig.read(model_dir / "params.json")
-    config.vocab_size = 300
-    with pytest.raises(InputError, match="320 tokens for a model with a vocabulary of 300"):
-        tokenizer.check(config)
