@@ -43,10 +43,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main) -> None:
-    """Runs `main()`; an InputError becomes one line on stderr and exit status 2."""
+    """Runs `main()`; bad input and a failing disk become one line on stderr and exit status 2."""
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
 
 
@@ -55,7 +55,9 @@ def first_line(error: Exception) -> str:
 
 
 def write_atomic(path: Path, write) -> None:
-    """Calls `write(file)` on a file beside `path`, then renames it: a reader never sees half a file."""
+    """Calls `write(file)` on a file beside `path`, then renames it: a reader never sees half a file.
+
+    Raises InputError if the disk does not take it; then what was at `path` is still there."""
     beside = path.with_name(path.name + ".tmp")
     try:
         with open(beside, "wb") as file:
@@ -63,6 +65,11 @@ def write_atomic(path: Path, write) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides a full disk
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(f"{path}: cannot be written ({cause.strerror}); make room or write elsewhere") from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -441,7 +448,7 @@ def save(model: Llama, directory: Path, tokenizer: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "consolidated.00.pth", lambda file: torch.save(
         {name: p.data for name, p in model.named_parameters()}, file))
-    (directory / "tokenizer.model").write_bytes(Path(tokenizer).read_bytes())
+    write_atomic(directory / "tokenizer.model", lambda file: file.write(Path(tokenizer).read_bytes()))
     write_json(directory / "params.json", dataclasses.asdict(model.config))
 
 

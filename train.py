@@ -509,19 +509,16 @@ def open_run(config: Config, device: torch.device, out: Path, checkpoint: dict |
 
 def prepare_directory(out: Path, run: Run, resuming: bool) -> Path:
     """Makes or clears the run directory; returns log.jsonl's path, cut back to `run.step`."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not resuming:
-            for name in ("ckpt.pt", "summary.json"):
-                (out / name).unlink(missing_ok=True)
-            shutil.rmtree(out / "pruned", ignore_errors=True)
-        path = out / "log.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if resuming else []
-        lines = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= run.step]
-        llama.write_atomic(path, lambda file: file.write("".join(lines).encode()))
-        return path
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    out.mkdir(parents=True, exist_ok=True)
+    if not resuming:
+        for name in ("ckpt.pt", "summary.json"):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / "pruned", ignore_errors=True)
+    path = out / "log.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if resuming else []
+    lines = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= run.step]
+    llama.write_atomic(path, lambda file: file.write("".join(lines).encode()))
+    return path
 
 
 def main() -> None:
