@@ -1,7 +1,7 @@
 """ATP: which groups to remove, learned while LoRA tunes (arXiv 2412.14426).
 
     in the code     in the paper              meaning
-    d               d, the pruning decision   1: the group stays, 0: it goes; one entry a group, [G] over all layers
+    d               d, the pruning decision   1: the group stays, 0: it goes; [G], one entry a group of any layer
     logits          output of G               the generator's score of each group, [G]
     Generator       G, decision generator     a small transformer over the layers of the model
     keep            p                         fraction of the prunable parameters to keep, 1 - pruned
@@ -10,8 +10,8 @@
     temperature     T                         of the sigmoid in the decisions
     freeze          T_end                     the step from which the decisions no longer change
 
-One table, `group_table`, says which rows and columns a group owns. Masks, parameter counts, decisions that fit the
-budget, the lasso and the slicing (export.py) are all read off it. Try it:  python -m pytest tests/test_atp.py
+One table, `group_table`, says which rows and columns a group owns. Masks, parameter counts, decisions that fit
+the budget, the lasso and the slicing (export.py) are read off it. Try it:  python -m pytest tests/test_atp.py
 """
 import torch
 import torch.nn as nn
@@ -29,8 +29,8 @@ ROWS, COLUMNS = 0, 1
 def group_table(size: LayerSize) -> dict[str, tuple[int, dict[tuple[str, int], Tensor]]]:
     """The groups of one layer: kind -> (how many, {(weight, axis): the group of each index along that axis}).
 
-    The first entry of a kind is where a soft decision acts in the pruned forward: once, or 0.5 would count as 0.25.
-    Query/key dimensions go in rotary pairs, as RoPE mixes the two; heads go with the query heads that share them.
+    The first entry of a kind is where a soft decision acts in the pruned forward: once, or 0.5 would be 0.25.
+    Query/key dimensions go in rotary pairs, as RoPE mixes the two; heads with the query heads that share them.
     """
     H, K, Q, E = size.n_heads, size.n_kv_heads, size.qk_dim, size.v_dim
     unit = torch.arange(size.hidden_dim)
@@ -67,18 +67,26 @@ def pruned_size(size: LayerSize, kept: dict[str, list[int]]) -> LayerSize:
     return new
 
 
+def midpoint(above: Tensor, below: Tensor) -> Tensor:
+    """Between the two; where one is infinite (there is nothing on that side), the other."""
+    return torch.where(above.isinf(), below, torch.where(below.isinf(), above, (above + below) / 2))
+
+
 class Groups:
     """All groups of a model in one flat order: layer by layer, kind by kind (a *segment*), index by index.
 
-    segment [G]     the segment of each group; `segments` has their (layer, kind, first group, number of groups)
-    cost [G]        parameters that go with a group, exact integers
-    axes            a layer's {(weight, axis): (flat group of each index along it, whether soft decisions act here)}
-    round_to        heads' dimensions and FFN units go in this many at a time: what is left of a layer is a multiple
+    segment [G]    the segment of each group; `segments` lists their (layer, kind, first group, number of groups)
+    cost [G]       parameters that go with a group, exact integers
+    axes           of each layer, {(weight, axis): (flat group of each index, whether soft decisions act here)}
+    chunk [G]      groups are kept or removed a chunk at a time. A chunk is `round_to` dimensions or units (or one
+                   head) of one segment; if `uniform`, that of all layers: then layers keep equal sizes
     """
 
-    def __init__(self, config: LlamaConfig, space: str, round_to: int = 1, device="cpu"):
-        self.segments, self.axes, cost, segment, chunk = [], [], [], [], []
-        self.first_chunks, chunk_kind = [], []
+    def __init__(self, config: LlamaConfig, space: str, round_to: int = 1, uniform: bool = False, device="cpu"):
+        if uniform and any(size != config.layers[0] for size in config.layers):
+            raise InputError("--uniform needs a model whose layers are of equal size")
+        self.uniform, self.segments, self.axes = uniform, [], []
+        cost, segment, chunk, first_chunks, chunk_kind = [], [], [], {}, []
         for layer, size in enumerate(config.layers):
             table, axes = group_table(size), {}
             for kind in SPACES[space]:
@@ -92,9 +100,10 @@ class Groups:
                 segment.append(torch.full((n,), len(self.segments)))
                 self.segments.append((layer, kind, start, n))
                 together = {"head": 1, "qk": max(1, round_to // 2)}.get(kind, round_to)
-                self.first_chunks.append(len(chunk_kind))
-                chunk.append(torch.arange(n) // together + len(chunk_kind))
-                chunk_kind += [SPACES[space].index(kind)] * -(-n // together)
+                first = first_chunks.setdefault((kind, 0 if uniform else layer), len(chunk_kind))
+                chunk.append(torch.arange(n) // together + first)
+                if first == len(chunk_kind):
+                    chunk_kind += [SPACES[space].index(kind)] * -(-n // together)
             self.axes.append(axes)
         self.cost, self.segment, self.chunk = (torch.cat(t).to(device) for t in (cost, segment, chunk))
         self.total = int(self.cost.sum())
@@ -103,33 +112,35 @@ class Groups:
         self.chunk_size = torch.bincount(self.chunk)
         self.chunk_cost = torch.zeros_like(self.chunk_size).index_add_(0, self.chunk, self.cost)
         self.chunk_kind = torch.tensor(chunk_kind, device=device)
+        self.first_chunks = list(first_chunks.values())
         self.floor = int(self.chunk_cost[self.first_chunks].sum())
 
     def __len__(self) -> int:
         return len(self.cost)
 
     def kept(self, d: Tensor) -> int:
-        """Prunable parameters that decisions d [G] (bool) leave: exact, what `numel` will count after slicing."""
+        """Prunable parameters that decisions d [G] (bool) leave: exact, what `numel` counts after slicing."""
         return int(self.cost[d].sum())
 
     def check(self, keep: float) -> None:
-        """Raises InputError if not even the fewest groups that leave every layer working fit in the budget."""
+        """Raises InputError if not even the fewest groups with which every layer works fit in the budget."""
         if self.floor > keep * self.total:
-            raise InputError(f"--prune {1 - keep:.2f} is out of reach: keeping one group (or --round-to groups) of each kind "
-                             f"in every layer takes {self.floor / self.total:.1%}; lower --prune or --round-to")
+            raise InputError(f"--prune {1 - keep:.3f} is out of reach: one group (or --round-to of them) of each kind "
+                             f"in every layer is {self.floor / self.total:.1%}; lower --prune or --round-to")
 
     @torch.no_grad()
     def decide(self, logits: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-        """The highest-scoring groups that fit in the budget: d [G] (bool), and the logit [] at the edge.
+        """The highest-scoring groups that fit in the budget: d [G] (bool), and the logit at the edge, [] or [G].
 
-        Groups are ranked within their segment and taken `round_to` at a time, by mean logit. The best chunk of every
-        segment always stays, so that every layer goes on working. A kind whose next chunk no longer fits is full;
-        cheaper kinds may still fill what is left. The budget is met to within one chunk and never exceeded.
+        Groups are ranked within their segment, and chunks of them by mean logit. The best chunk of every segment
+        always stays, so that every layer goes on working. A kind whose next chunk no longer fits is full; cheaper
+        kinds may still fill what is left. The budget is met to within one chunk and never exceeded.
         """
+        logits = logits.float()
         by_logit = logits.argsort(descending=True, stable=True)
         order = by_logit[self.segment[by_logit].argsort(stable=True)]  # segment by segment, best group first
-        score = torch.zeros_like(self.chunk_cost, dtype=torch.float32)
-        score = score.index_add_(0, self.chunk, logits.float()[order]) / self.chunk_size
+        score = torch.zeros_like(self.share[:len(self.chunk_cost)])
+        score = score.index_add_(0, self.chunk, logits[order]) / self.chunk_size
         lowest = score.min()
         score[self.first_chunks] = torch.inf
         best = score.argsort(descending=True, stable=True)
@@ -140,15 +151,17 @@ class Groups:
             first = int(over[0])
             first_over = first_over or first
             fits[first:] &= kind[first:] != kind[first]
-        if first_over is None:
-            edge = lowest
-        else:  # between the first chunk that is too much and the last before it, unless that one has to stay anyway
-            below, above = score[best[first_over]], score[best[first_over - 1]]
-            edge = below if above.isinf() else (above + below) / 2
         chunk_kept, d = torch.zeros_like(fits), torch.zeros_like(self.segment, dtype=torch.bool)
         chunk_kept[best] = fits
         d[order] = chunk_kept[self.chunk]
-        return d, edge
+        if self.uniform:  # every segment has an edge of its own
+            end = logits.new_full((len(self.segments),), torch.inf)
+            lowest_kept = end.scatter_reduce(0, self.segment[d], logits[d], "amin")
+            highest_removed = (-end).scatter_reduce(0, self.segment[~d], logits[~d], "amax")
+            return d, midpoint(lowest_kept, highest_removed)[self.segment]
+        if first_over is None:
+            return d, lowest
+        return d, midpoint(score[best[first_over - 1]], score[best[first_over]])
 
     def masks(self, d: Tensor, aware: bool, dtype=torch.float32) -> list[dict[str, Mask]]:
         """What each layer's linears are told of decisions d [G], hard or soft, for `Llama.forward`."""
@@ -169,7 +182,7 @@ class Groups:
         return layers
 
 
-# ------------------------------------------------------------------------------------------------ the generator
+# ---------------------------------------------------------------------------------------------- the generator
 
 class Generator(nn.Module):
     """G: one fixed orthogonal vector a layer -> transformer encoder over the layers -> a linear head a layer.
@@ -207,14 +220,14 @@ def gumbel(like: Tensor) -> Tensor:
 
 
 def budget_term(kept: Tensor, keep: float) -> Tensor:
-    """R = log(max(kept, keep) / min(kept, keep)) of two fractions: zero on the budget, and steep on either side."""
+    """R = log(max(kept, keep) / min(kept, keep)) of two fractions: zero on the budget, steep on either side."""
     return (kept.log() - torch.tensor(keep).log()).abs()
 
 
-# ---------------------------------------------------------------------------------------------------- the lasso
+# -------------------------------------------------------------------------------------------------- the lasso
 
 def removed_lora(layers, groups: Groups, d: Tensor):
-    """Every LoRA matrix with rows or columns that belong to groups: (B or A^T [n, r], which of its n are removed)."""
+    """Every LoRA matrix whose rows or columns belong to groups: (B or A^T [n, r], which of its n are removed)."""
     for block, axes in zip(layers, groups.axes):
         linears: dict[str, LoRALinear] = block.linears()
         for (weight, axis), (group, _) in axes.items():
@@ -236,12 +249,12 @@ def proximal_lasso(layers, groups: Groups, d: Tensor, step: float) -> None:
         rows.mul_(shrink.clamp_(min=0)[:, None])
 
 
-# ----------------------------------------------------------------------------------------------- the warm start
+# --------------------------------------------------------------------------------------------- the warm start
 
 def taylor_saliency(model: Llama, groups: Groups, batches) -> Tensor:
     """Mean |dL / d mask| of each group over `batches` of (tokens, targets): first-order Taylor saliency, [G].
 
-    The gradient of the mask at 1 is the sum of w * g over the group's weights (LLM-Pruner, arXiv 2305.11627)."""
+    A mask's gradient at 1 is the sum of w * g over its group's weights (LLM-Pruner, arXiv 2305.11627)."""
     total = torch.zeros(len(groups), device=groups.cost.device)
     for tokens, targets in batches:
         ones = torch.ones_like(total, requires_grad=True)

@@ -108,7 +108,8 @@ def lora_parameters(model: Llama) -> dict[str, torch.nn.Parameter]:
 def restore(checkpoint: dict, model: Llama) -> tuple[Llama, Groups, Tensor]:
     """The checkpoint's model out of its loaded base (cut if the run's was, and with LoRA), its groups and decisions."""
     options = checkpoint["config"]
-    groups = Groups(model.config, options["space"], options["round_to"], model.norm.weight.device)
+    device = model.norm.weight.device
+    groups = Groups(model.config, options["space"], options["round_to"], options["uniform"], device)
     d = checkpoint["d"].to(groups.cost.device)
     if checkpoint["sliced"]:
         cut(model, groups, d)

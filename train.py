@@ -50,6 +50,7 @@ class Config:
     out: str = option("", "run directory (default: out/ and the first data file's name)")
     prune: float = option(0.4, "fraction of the prunable parameters to remove", 0.001, 0.999)
     space: str = option("dims", "remove head dimensions or whole heads, and FFN units", choices=list(SPACES))
+    uniform: bool = option(False, "the same sizes in every layer, for engines that want that")
     round_to: int = option(1, "keep dimensions and FFN units in multiples of this", 1)
     steps: int = option(300, "LoRA steps", 1)
     batch_size: int = option(8, "rows of one forward pass", 1)
@@ -488,7 +489,7 @@ def open_run(config: Config, device: torch.device, out: Path, checkpoint: dict |
         print(f"resuming at step {run.step} of {config.steps}", flush=True)
         return run, tokenizer
 
-    groups = Groups(model.config, config.space, config.round_to, device)
+    groups = Groups(model.config, config.space, config.round_to, config.uniform, device)
     groups.check(1 - config.prune)
     records = ", ".join(f"{n:,} {name}" for name, n in rows.records.items())
     splits = ", ".join(f"{len(getattr(rows, name).tokens):,} {name}" for name in data.SPLITS)

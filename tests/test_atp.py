@@ -57,6 +57,21 @@ def test_decisions_meet_the_budget_to_within_one_group(space, n_kv_heads, round_
                 assert left >= 1 and (kind == "head" or dims % round_to == 0 or left == n)
 
 
+@pytest.mark.parametrize("space", ["dims", "heads"])
+def test_uniform_decisions_leave_layers_of_equal_size(space):
+    config = LlamaConfig(dim=64, n_layers=4, n_heads=8, n_kv_heads=4, vocab_size=320, multiple_of=8)
+    groups = Groups(config, space, round_to=4, uniform=True)
+    for seed in range(5):
+        logits = torch.randn(len(groups), generator=torch.Generator().manual_seed(seed))
+        d, edge = groups.decide(logits, 0.6)
+        sizes = [{kind: len(kept) for kind, kept in layer.items()} for layer in groups.kept_groups(d)]
+        assert all(size == sizes[0] for size in sizes)
+        assert 0 <= 0.6 * groups.total - groups.kept(d) < int(groups.chunk_cost.max())
+        assert torch.equal(logits > edge, d)  # in every segment, the best of its groups
+    kept = [set(layer["ffn"]) for layer in groups.kept_groups(d)]
+    assert kept[0] != kept[1]  # which ones is each layer's own choice
+
+
 def test_decisions_are_the_highest_logits():
     groups = Groups(SMALL, "dims")
     logits = torch.randn(len(groups), generator=torch.Generator().manual_seed(1))

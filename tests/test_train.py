@@ -18,7 +18,7 @@ def read_log(run, timing=False):
 
 @pytest.mark.parametrize("extra", [[], ["--space", "heads", "--prune", "0.5"], ["--no-slice-at-freeze"], ["--paper"],
                                    ["--answer-only", "--accumulate", "2", "--generator-every", "3"], ["--checkpointing"],
-                                   ["--dtype", "bfloat16"], ["--straight-through", "--lasso", "none"]])
+                                   ["--dtype", "bfloat16"], ["--uniform", "--space", "heads", "--round-to", "4"], ["--straight-through", "--lasso", "none"]])
 def test_a_run_learns_prunes_and_exports(monkeypatch, options, tmp_path, extra):
     assert command(monkeypatch, *options, *extra) == 0
     summary, log = json.loads((tmp_path / "run/summary.json").read_text()), read_log(tmp_path / "run")
