@@ -139,7 +139,7 @@ def encode(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[list[int
     for i in range(0, len(examples), 1000):
         some = examples[i:i + 1000]
         prompts = tokenizer.encode([example.prompt for example in some])
-        answers = tokenizer.encode([example.answer for example in some])
+        answers = tokenizer.encode([tokenizer.space * bool(e.prompt) + e.answer for e in some])
         pairs += [([tokenizer.bos] + p, a + [tokenizer.eos]) for p, a in zip(prompts, answers)]
         if time.monotonic() - told > 5:
             told = time.monotonic()

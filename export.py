@@ -2,11 +2,11 @@
 
     python export.py out/legal                 # again, from the run's checkpoint, to out/legal/pruned
     python export.py out/legal --out small --dtype bfloat16
+    python export.py out/legal --hf out/legal-hf       # for Hugging Face transformers (scripts/convert_hf.py)
 
 The result is a model directory (params.json, consolidated.00.pth, tokenizer.model) for `llama.py`. It is loaded back
 and its logits on real validation rows are compared with the pruned forward's before it gets its name.
 """
-import argparse
 import os
 import shutil
 from pathlib import Path
@@ -126,12 +126,17 @@ def add_lora(model: Llama, rank: int, scale: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Export the pruned model of a run.")
+    parser = llama.Parser(description="Export the pruned model of a run.")
     parser.add_argument("run", type=Path, help="run directory, out/NAME")
+    parser.add_argument("--hf", type=Path, metavar="DIR", help="write RUN/pruned for Hugging Face transformers")
     parser.add_argument("--out", type=Path, help="where to write the model (default: RUN/pruned)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the written weights (default: the run's)")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
+    if args.hf:
+        from scripts import convert_hf
+        model = args.run if (args.run / "params.json").exists() else args.run / "pruned"
+        return print(convert_hf.write(model, args.hf))
     checkpoint = read_checkpoint(args.run)
     options = checkpoint["config"]
     if not checkpoint["frozen"]:

@@ -10,9 +10,11 @@ Shapes: B rows, T positions, S positions attended to, D model width, V vocabular
 heads (GQA: H / K query heads share one; MHA is H = K), Q query/key and E value dimensions of a head.
 """
 import argparse
+import base64
 import dataclasses
 import json
 import os
+import re
 import sys
 import time
 import types
@@ -104,6 +106,7 @@ class LlamaConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     use_scaled_rope: bool = False
+    rope_scaling_factor: float = 8.0  # LLaMA-3.1's; 3.2 has 32
     head_dim: int | None = None  # before pruning: it fixes the attention scale and the rotary frequencies
     layers: list[LayerSize] | None = None
 
@@ -193,10 +196,10 @@ def rotary_frequencies(config: LlamaConfig) -> Tensor:
     """The angle per position of each rotary pair, [head_dim / 2]; stretched as in LLaMA-3.1 if asked for."""
     freqs = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
     if config.use_scaled_rope:
-        # Wavelengths beyond 8192 positions are stretched 8 times, those under 2048 left, and a ramp between.
+        # Wavelengths beyond 8192 positions are stretched by the factor, those under 2048 left, a ramp between.
         turns = 8192 * freqs / (2 * torch.pi)
         ramp = ((turns - 1) / (4 - 1)).clamp(0, 1)
-        freqs = freqs * (ramp + (1 - ramp) / 8)
+        freqs = freqs * (ramp + (1 - ramp) / config.rope_scaling_factor)
     return freqs
 
 
@@ -455,24 +458,54 @@ def save(model: Llama, directory: Path, tokenizer: Path) -> None:
 # -------------------------------------------------------------------------------------------------- tokenizer
 
 class Tokenizer:
-    """SentencePiece. `bos` and `eos` are the ids that open and close a document."""
+    """`tokenizer.model`: SentencePiece (LLaMA-2, Mistral, TinyLlama) or tiktoken (LLaMA-3), told apart by content.
+
+    `bos` and `eos` open and close a document; `stop` ends generation; `space` goes before a text that continues
+    another one (SentencePiece adds it by itself)."""
+
+    # LLaMA-3's rule for cutting text into words before byte pairs are merged, and where its special tokens are.
+    WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+             r"\s*[\r\n]+|\s+(?!\S)|\s+")
+    SPECIAL = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
 
     def __init__(self, path: str | Path):
-        from sentencepiece import SentencePieceProcessor
+        self.path = Path(path)
         try:
-            self.model = SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path}: not a SentencePiece tokenizer ({first_line(error)})") from None
-        self.path, self.bos, self.eos = Path(path), self.model.bos_id(), self.model.eos_id()
+            content = self.path.read_bytes()
+            self.is_sentencepiece = not re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content)
+            if self.is_sentencepiece:
+                from sentencepiece import SentencePieceProcessor
+                self.model = SentencePieceProcessor(model_proto=content)
+                self.bos, self.eos, self.size = self.model.bos_id(), self.model.eos_id(), self.model.vocab_size()
+                first = self.model.id_to_piece(self.model.encode("a")[0])
+                self.stop, self.space = (self.eos,), "" if first.startswith("\u2581") else " "
+            else:
+                self._open_tiktoken(content)
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            raise InputError(f"{path}: neither a SentencePiece nor a tiktoken tokenizer.model "
+                             f"({first_line(error)})") from None
         if min(self.bos, self.eos) < 0:
             raise InputError(f"{path}: the tokenizer has no BOS or no EOS token, a LLaMA needs both")
 
+    def _open_tiktoken(self, content: bytes) -> None:
+        try:
+            import tiktoken
+        except ImportError:
+            raise InputError(f"{self.path}: a LLaMA-3 tokenizer; it needs one more package: pip install tiktoken") from None
+        ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines())}
+        n = len(ranks)
+        special = {f"<|{self.SPECIAL.get(i, f'reserved_{i}')}|>": n + i for i in range(256)}
+        self.model = tiktoken.Encoding("llama3", pat_str=self.WORDS, mergeable_ranks=ranks, special_tokens=special)
+        self.bos, self.eos, self.size, self.stop, self.space = n, n + 1, n + 256, (n + 1, n + 9), " "
+
     def __len__(self) -> int:
-        return self.model.vocab_size()
+        return self.size
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Texts to token ids, without BOS and EOS."""
-        return self.model.encode(texts, num_threads=-1)
+        """Texts to token ids, without BOS and EOS. What looks like a special token is plain text."""
+        if self.is_sentencepiece:
+            return self.model.encode(texts, num_threads=-1)
+        return self.model.encode_ordinary_batch(texts)
 
     def decode(self, ids: list[int]) -> str:
         return self.model.decode(ids)
@@ -518,7 +551,7 @@ def find_device(name: str = "auto") -> torch.device:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Generate text from a model directory, dense or pruned.")
+    parser = Parser(description="Generate text from a model directory, dense or pruned.")
     parser.add_argument("model", type=Path, help="model directory: params.json, consolidated.NN.pth, ...")
     parser.add_argument("--prompt", default="The ", help="text to continue")
     parser.add_argument("--max-tokens", type=int, default=100)
@@ -536,7 +569,7 @@ def main() -> None:
     prompt, new, shown = tokenizer.encode([args.prompt])[0], [], ""
     begin = time.perf_counter()
     for token in generate(model, [tokenizer.bos] + prompt, args.max_tokens, args.temperature, args.top_k,
-                          stop=(tokenizer.eos,)):
+                          tokenizer.stop):
         new.append(token)
         text = tokenizer.decode(prompt + new)
         if not text.endswith("\ufffd"):  # the middle of a character that spans several tokens
