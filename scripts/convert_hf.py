@@ -74,13 +74,13 @@ def read_config(path: Path) -> LlamaConfig:
     try:
         heads, kv = c["num_attention_heads"], c.get("num_key_value_heads") or c["num_attention_heads"]
         head_dim = c.get("head_dim") or c["hidden_size"] // heads
-        size = LayerSize(heads, kv, head_dim, head_dim, c["intermediate_size"])
-        config = LlamaConfig(
+        size = dict(n_heads=heads, n_kv_heads=kv, qk_dim=head_dim, v_dim=head_dim, hidden_dim=c["intermediate_size"])
+        config = llama.build(LlamaConfig, dict(
             dim=c["hidden_size"], n_layers=c["num_hidden_layers"], n_heads=heads, n_kv_heads=kv, head_dim=head_dim,
             vocab_size=c["vocab_size"], norm_eps=c.get("rms_norm_eps", 1e-6),
             rope_theta=rope.get("rope_theta", c.get("rope_theta", 10000.0)), use_scaled_rope=kind == "llama3",
-            rope_scaling_factor=rope.get("factor", 8.0) if kind == "llama3" else 8.0,
-            layers=[dataclasses.replace(size) for _ in range(c["num_hidden_layers"])])
+            rope_scaling_factor=rope.get("factor", 8.0) if kind == "llama3" else 8.0), "")
+        config.layers = [llama.build(LayerSize, size, "") for _ in config.layers]
         config.check()
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{path}: {type(error).__name__}: {llama.first_line(error)}; expected a LLaMA's config") from None
@@ -199,6 +199,37 @@ def hf_state(model: Llama) -> tuple[dict[str, Tensor], LayerSize]:
     return state, big
 
 
+def fast_tokenizer(tokenizer: llama.Tokenizer) -> dict:
+    """A SentencePiece BPE model as `tokenizer.json`: spaces become \u2581, BOS goes first, other bytes fall back.
+
+    SentencePiece merges what gives the highest-scoring piece, so pieces in the order of their scores, each with the
+    pairs of pieces that make it up, are the list of merges."""
+    model, ids = tokenizer.model, range(len(tokenizer))
+    vocab = {model.id_to_piece(i): i for i in ids}
+    plain = [i for i in ids if not (model.is_control(i) or model.is_unknown(i) or model.is_byte(i))]
+    merges = []
+    for i in sorted(plain, key=lambda i: -model.get_score(i)):
+        piece = model.id_to_piece(i)
+        pairs = [(piece[:n], piece[n:]) for n in range(1, len(piece)) if piece[:n] in vocab and piece[n:] in vocab]
+        merges += [f"{a} {b}" for a, b in sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))]
+    special = [{"id": i, "content": model.id_to_piece(i), "single_word": False, "lstrip": False, "rstrip": False,
+                "normalized": False, "special": True} for i in ids if model.is_control(i) or model.is_unknown(i)]
+    bos, prepend = model.id_to_piece(tokenizer.bos), [] if tokenizer.space else [{"type": "Prepend", "prepend": "\u2581"}]
+    template = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {
+        "version": "1.0", "added_tokens": special, "pre_tokenizer": None,
+        "normalizer": {"type": "Sequence", "normalizers": prepend + [
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+        "post_processor": {"type": "TemplateProcessing", "single": template, "pair": template + [
+            {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos], "tokens": [bos]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "unk_token": model.id_to_piece(model.unk_id()), "fuse_unk": True,
+                  "byte_fallback": True, "vocab": vocab, "merges": merges}}
+
+
 def write(model_dir: Path, target: Path) -> str:
     """Writes the raw model directory as a Hugging Face directory; returns what to tell the user. Raises InputError."""
     parameters = torch.load(next(iter(sorted(model_dir.glob("consolidated.*.pth")))), weights_only=True, mmap=True)
@@ -225,10 +256,10 @@ def write(model_dir: Path, target: Path) -> str:
     write_json(target / "generation_config.json", ids)
     write_atomic(target / "tokenizer.model", lambda file: file.write(tokenizer.path.read_bytes()))
     if tokenizer.is_sentencepiece:
-        pieces = {name: tokenizer.model.id_to_piece(i) for name, i in
-                  {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "unk_token": tokenizer.model.unk_id()}.items()}
-        write_json(target / "tokenizer_config.json", {
-            "tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False, **pieces})
+        special = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "unk_token": tokenizer.model.unk_id()}
+        special = {name: tokenizer.model.id_to_piece(i) for name, i in special.items()}
+        write_json(target / "tokenizer.json", fast_tokenizer(tokenizer))
+        write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
     params, total = llama.count_parameters(model), sum(weight.numel() for weight in state.values())
     cost = "" if total == params else (
         f"\nits layers differ in size, so they were padded with zeros to the largest: {total:,} parameters instead "

@@ -33,7 +33,8 @@ def make(target: Path) -> None:
     with open(beside / "tokenizer.model", "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(e.answer for e in examples), model_writer=file, vocab_size=CONFIG["vocab_size"],
-            model_type="bpe", byte_fallback=True, minloglevel=2, num_threads=1)
+            model_type="bpe", byte_fallback=True, split_digits=True, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, minloglevel=2, num_threads=1)  # the settings of LLaMA's
     tokenizer = llama.Tokenizer(beside / "tokenizer.model")
     rows = data.pack(data.encode(examples, tokenizer), SEQ_LEN, answer_only=False, pad=tokenizer.eos)
 

@@ -56,7 +56,8 @@ def tokenizer_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     with open(path, "wb") as file:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences(300, 1)), model_writer=file, vocab_size=320,
-                                                 model_type="bpe", byte_fallback=True, minloglevel=2, num_threads=1)
+                                                 model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+                                                 remove_extra_whitespaces=False, minloglevel=2, num_threads=1)
     return path
 
 

@@ -100,8 +100,9 @@ def test_hf_tokenizer_files_tokenize_alike(tmp_path, model_dir, tokenizer):
     transformers = pytest.importorskip("transformers")
     convert_hf.write(model_dir, tmp_path / "hf")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    for text in ("On day 5 the lessee shall pay lot 17.", "Unless the court gives notice, nothing."):
-        assert theirs(text)["input_ids"] == [tokenizer.bos] + tokenizer.encode([text])[0]
+    for text in ("On day 5 the lessee shall pay lot 17.", "Unless  the court gives\nnotice, \u00e9t\u00e9: \u4f60."):
+        ids = [tokenizer.bos] + tokenizer.encode([text])[0]
+        assert theirs(text)["input_ids"] == ids and theirs.decode(ids, skip_special_tokens=True) == text
 
 
 @pytest.fixture
