@@ -1,7 +1,7 @@
 """ATP: which groups to remove, learned while LoRA tunes (arXiv 2412.14426).
 
     in the code     in the paper              meaning
-    d               d, the pruning decision   1: the group stays, 0: it goes; [G], one entry a group of any layer
+    d               d, the pruning decision   1: the group stays, 0: it goes; [G], over all layers
     logits          output of G               the generator's score of each group, [G]
     Generator       G, decision generator     a small transformer over the layers of the model
     keep            p                         fraction of the prunable parameters to keep, 1 - pruned
@@ -10,8 +10,8 @@
     temperature     T                         of the sigmoid in the decisions
     freeze          T_end                     the step from which the decisions no longer change
 
-One table, `group_table`, says which rows and columns a group owns. Masks, parameter counts, decisions that fit
-the budget, the lasso and the slicing (export.py) are read off it. Try it:  python -m pytest tests/test_atp.py
+One table, `group_table`, says which rows and columns a group owns. Masks, parameter counts, decisions in the
+budget, the lasso and the slicing (export.py) are read off it. Try it:  python -m pytest tests/test_atp.py
 """
 import torch
 import torch.nn as nn
@@ -30,7 +30,7 @@ def group_table(size: LayerSize) -> dict[str, tuple[int, dict[tuple[str, int], T
     """The groups of one layer: kind -> (how many, {(weight, axis): the group of each index along that axis}).
 
     The first entry of a kind is where a soft decision acts in the pruned forward: once, or 0.5 would be 0.25.
-    Query/key dimensions go in rotary pairs, as RoPE mixes the two; heads with the query heads that share them.
+    Query/key dimensions go in rotary pairs, as RoPE mixes the two; heads with the query heads that share one.
     """
     H, K, Q, E = size.n_heads, size.n_kv_heads, size.qk_dim, size.v_dim
     unit = torch.arange(size.hidden_dim)
@@ -75,14 +75,14 @@ def midpoint(above: Tensor, below: Tensor) -> Tensor:
 class Groups:
     """All groups of a model in one flat order: layer by layer, kind by kind (a *segment*), index by index.
 
-    segment [G]    the segment of each group; `segments` lists their (layer, kind, first group, number of groups)
+    segment [G]    the segment of each group; `segments` lists (layer, kind, first group, number of groups)
     cost [G]       parameters that go with a group, exact integers
-    axes           of each layer, {(weight, axis): (flat group of each index, whether soft decisions act here)}
-    chunk [G]      groups are kept or removed a chunk at a time. A chunk is `round_to` dimensions or units (or one
-                   head) of one segment; if `uniform`, that of all layers: then layers keep equal sizes
+    axes           of each layer, {(weight, axis): (group of each index, whether soft decisions act here)}
+    chunk [G]      groups are kept or removed a chunk at a time. A chunk is `round_to` dimensions or units (or
+                   one head) of one segment; if `uniform`, that of all layers: they keep equal sizes
     """
 
-    def __init__(self, config: LlamaConfig, space: str, round_to: int = 1, uniform: bool = False, device="cpu"):
+    def __init__(self, config: LlamaConfig, space: str, round_to=1, uniform=False, device="cpu"):
         if uniform and any(size != config.layers[0] for size in config.layers):
             raise InputError("--uniform needs a model whose layers are of equal size")
         self.uniform, self.segments, self.axes = uniform, [], []
@@ -108,7 +108,7 @@ class Groups:
         self.cost, self.segment, self.chunk = (torch.cat(t).to(device) for t in (cost, segment, chunk))
         self.total = int(self.cost.sum())
         self.share = (self.cost / self.total).float()
-        # Within a segment all groups cost the same, so a chunk's cost does not depend on which groups are in it.
+        # Within a segment all groups cost the same, so a chunk's cost does not depend on which are in it.
         self.chunk_size = torch.bincount(self.chunk)
         self.chunk_cost = torch.zeros_like(self.chunk_size).index_add_(0, self.chunk, self.cost)
         self.chunk_kind = torch.tensor(chunk_kind, device=device)
@@ -125,22 +125,21 @@ class Groups:
     def check(self, keep: float) -> None:
         """Raises InputError if not even the fewest groups with which every layer works fit in the budget."""
         if self.floor > keep * self.total:
-            raise InputError(f"--prune {1 - keep:.3f} is out of reach: one group (or --round-to of them) of each kind "
-                             f"in every layer is {self.floor / self.total:.1%}; lower --prune or --round-to")
+            raise InputError(f"--prune {1 - keep:.3f} is out of reach: one group (or --round-to of them) of each "
+                             f"kind in every layer is {self.floor / self.total:.1%}; lower --prune or --round-to")
 
     @torch.no_grad()
     def decide(self, logits: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-        """The highest-scoring groups that fit in the budget: d [G] (bool), and the logit at the edge, [] or [G].
+        """The highest-scoring groups that fit in the budget: d [G] (bool); and the logit at the edge, [] or [G].
 
-        Groups are ranked within their segment, and chunks of them by mean logit. The best chunk of every segment
-        always stays, so that every layer goes on working. A kind whose next chunk no longer fits is full; cheaper
-        kinds may still fill what is left. The budget is met to within one chunk and never exceeded.
+        Groups are ranked within their segment, and chunks of them by mean logit. The best chunk of every
+        segment always stays, so that every layer goes on working. A kind whose next chunk no longer fits is
+        full; cheaper kinds may fill what is left. The budget is met to within one chunk, never exceeded.
         """
         logits = logits.float()
         by_logit = logits.argsort(descending=True, stable=True)
         order = by_logit[self.segment[by_logit].argsort(stable=True)]  # segment by segment, best group first
-        score = torch.zeros_like(self.share[:len(self.chunk_cost)])
-        score = score.index_add_(0, self.chunk, logits[order]) / self.chunk_size
+        score = logits.new_zeros(len(self.chunk_cost)).index_add_(0, self.chunk, logits[order]) / self.chunk_size
         lowest = score.min()
         score[self.first_chunks] = torch.inf
         best = score.argsort(descending=True, stable=True)
@@ -220,14 +219,14 @@ def gumbel(like: Tensor) -> Tensor:
 
 
 def budget_term(kept: Tensor, keep: float) -> Tensor:
-    """R = log(max(kept, keep) / min(kept, keep)) of two fractions: zero on the budget, steep on either side."""
+    """R = log(max(kept, keep) / min(kept, keep)), of fractions: zero on the budget, steep on either side."""
     return (kept.log() - torch.tensor(keep).log()).abs()
 
 
 # -------------------------------------------------------------------------------------------------- the lasso
 
 def removed_lora(layers, groups: Groups, d: Tensor):
-    """Every LoRA matrix whose rows or columns belong to groups: (B or A^T [n, r], which of its n are removed)."""
+    """Every LoRA matrix whose rows or columns belong to groups: (B or A^T [n, r], which n are removed)."""
     for block, axes in zip(layers, groups.axes):
         linears: dict[str, LoRALinear] = block.linears()
         for (weight, axis), (group, _) in axes.items():

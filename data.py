@@ -2,14 +2,13 @@
 
 A record is `{"text"}`, `{"prompt", "answer"}`, or one of a data set's own, recognized by its keys in FORMATS
 below. LoRA learns from `train`, the generator from `decision` (both are training data); `validation` is only
-ever measured. A record's split follows from a hash of its text, so it does not depend on the order of the files,
+ever measured. A record's split follows from a hash of its text: the order of files and records plays no part,
 and equal records are never on both sides.
 
-    python data.py legal.jsonl                 # what is in a file: formats, an example of each
+Try it:  python -m pytest tests/test_data.py
 """
 import hashlib
 import json
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama import IGNORE, InputError, Tokenizer, command
+from llama import IGNORE, InputError, Tokenizer
 
 
 SPLITS = ("train", "decision", "validation")
@@ -77,7 +76,8 @@ def parse(record, where: str) -> tuple[str, Example]:
             if not example.answer.strip() or (name == "prompt and answer" and not example.prompt.strip()):
                 raise InputError(f"{where}: one of {', '.join(keys)} is empty; remove the record")
             return name, example
-    raise InputError(f"{where}: keys {', '.join(map(repr, list(record)[:6])) or '(none)'} fit no known format; {EXPECTED}")
+    keys = ", ".join(repr(key[:40]) for key in list(record)[:6])
+    raise InputError(f"{where}: keys {keys or '(none)'} fit no known format; {EXPECTED}")
 
 
 def read(path: str | Path) -> list[tuple[str, Example]]:
@@ -91,7 +91,7 @@ def read(path: str | Path) -> list[tuple[str, Example]]:
                     try:
                         record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                     except (ValueError, RecursionError) as error:
-                        raise InputError(f"{where}: not JSON in UTF-8 ({str(error)[:80]}); one object a line") from None
+                        raise InputError(f"{where}: not JSON in UTF-8 ({str(error)[:80]})") from None
                     examples.append(parse(record, where))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON lines file") from None
@@ -119,7 +119,7 @@ class Rows(NamedTuple):
     targets: Tensor  # N T, int32: the next token, or IGNORE
 
     def batch(self, size: int, step: int, seed: int, device="cpu") -> tuple[Tensor, Tensor]:
-        """The `step`-th batch of an endless shuffled stream, [size, T] twice. A pure function: no state to save."""
+        """The `step`-th batch of an endless shuffled stream, [size, T] twice. A pure function, no state."""
         n = len(self.tokens)
         picks = [_permutation(n, seed, i // n)[i % n] for i in range(step * size, (step + 1) * size)]
         return self.at(picks, device)
@@ -172,7 +172,7 @@ class Data:
     train: Rows
     decision: Rows
     validation: Rows
-    questions: list[Example]   # of the validation split: choices, and answers short enough to be right or wrong
+    questions: list[Example]   # of the validation split: choices, and answers short enough to be right
     records: dict[str, int]    # how many of each format
 
 
@@ -181,26 +181,10 @@ def load(paths: list[str], tokenizer: Tokenizer, seq_len: int, answer_only=False
     """Reads, splits, tokenizes and packs data files. Raises InputError."""
     found = [pair for path in paths for pair in read(path)]
     if len({example for _, example in found}) < 3:
-        raise InputError(f"{', '.join(map(str, paths))}: fewer than three different records, one for each split")
+        raise InputError(f"{', '.join(map(str, paths))}: fewer than three different records, one a split")
     parts = split([example for _, example in found], fraction)
     pairs = {name: encode(part, tokenizer) for name, part in parts.items()}
     rows = {name: pack(part, seq_len, answer_only, tokenizer.eos) for name, part in pairs.items()}
     questions = [example for example, (_, answer) in zip(parts["validation"], pairs["validation"])
                  if example.options or (example.prompt and len(answer) <= 32)]
     return Data(**rows, questions=questions[:max_questions], records=Counter(name for name, _ in found))
-
-
-def main() -> None:
-    if len(sys.argv) < 2:
-        raise InputError("usage: python data.py FILE.jsonl ...")
-    for path in sys.argv[1:]:
-        examples = read(path)
-        names = [name for name, _ in examples]
-        for name in dict.fromkeys(names):
-            example = examples[names.index(name)][1]
-            print(f"{path}: {names.count(name):,} records of format '{name}', the first:\n"
-                  f"  prompt: {example.prompt[-200:]!r}\n  answer: {example.answer[:200]!r}")
-
-
-if __name__ == "__main__":
-    command(main)

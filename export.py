@@ -4,8 +4,8 @@
     python export.py out/legal --out small --dtype bfloat16
     python export.py out/legal --hf out/legal-hf       # for Hugging Face transformers (scripts/convert_hf.py)
 
-The result is a model directory (params.json, consolidated.00.pth, tokenizer.model) for `llama.py`. It is loaded back
-and its logits on real validation rows are compared with the pruned forward's before it gets its name.
+The result is a model directory (params.json, consolidated.00.pth, tokenizer.model) for `llama.py`. It is loaded
+back, and its logits on validation rows are compared with the pruned forward's, before it gets its name.
 """
 import os
 import shutil
@@ -20,13 +20,13 @@ import llama
 from atp import Groups, pruned_size
 from llama import InputError, Llama, Tokenizer, command
 
-# The largest logit difference that rounding explains, in units of the dtype's epsilon times the largest logit.
+# The largest logit difference that rounding explains, in units of the dtype's epsilon x the largest logit.
 TOLERANCE = {torch.float32: 64, torch.bfloat16: 4}
 
 
 @torch.no_grad()
 def cut(model: Llama, groups: Groups, d: Tensor, optimizer: Optimizer | None = None) -> None:
-    """Removes the groups that decisions d [G] switch off: from weights, LoRA and the optimizer's state, in place.
+    """Removes the groups that decisions d [G] switch off, in place: weights, LoRA and the optimizer's state.
 
     One weight at a time, so memory only ever falls."""
     replaced = {}
@@ -38,7 +38,7 @@ def cut(model: Llama, groups: Groups, d: Tensor, optimizer: Optimizer | None = N
             linear.keep(axis, index)
             if optimizer and old in optimizer.state:
                 new = replaced[old] = getattr(linear, partner)
-                optimizer.state[new] = {  # AdamW's moments are cut like the parameter; its step count has no dimensions
+                optimizer.state[new] = {  # AdamW's moments are cut alike; its step count has no dimensions
                     name: value.index_select(axis, index) if value.dim() else value
                     for name, value in optimizer.state.pop(old).items()}
         size = pruned_size(block.attention.size, kept)
@@ -61,12 +61,12 @@ def logits_of(model: Llama, tokens: Tensor, masks=None) -> Tensor:
     return torch.cat([model(row[None], masks).cpu() for row in tokens])
 
 
-def write(model: Llama, groups: Groups, d: Tensor | None, tokenizer: Path, tokens: Tensor, target: Path) -> float:
-    """Cuts (unless d is None: done before), merges, writes `target`, and returns the largest logit difference on
+def write(model: Llama, groups: Groups, d: Tensor | None, tokenizer: Path, tokens: Tensor, target: Path):
+    """Cuts (unless d is None: done before), merges and writes `target`; returns the largest logit difference on
     `tokens` [B, T] between the pruned forward before and the written model after.
 
-    `model` is used up: all is done in place, so that no second copy of the weights is needed. Raises InputError,
-    leaving what was at `target` as it is, when the difference is more than rounding.
+    `model` is used up: all is done in place, so that no second copy of the weights is needed. Raises
+    InputError, leaving what was at `target` as it is, when the difference is more than rounding.
     """
     dtype, device = model.norm.weight.dtype, model.norm.weight.device
     masks = None if d is None else groups.masks(d, aware=False, dtype=dtype)
@@ -78,11 +78,12 @@ def write(model: Llama, groups: Groups, d: Tensor | None, tokenizer: Path, token
     shutil.rmtree(beside, ignore_errors=True)
     llama.save(model, beside, tokenizer)
     model.to("meta")  # lets go of the weights before the written ones are read
-    difference = float((logits_of(llama.load(beside, dtype, device), tokens.to(device)) - expected).abs().max())
+    written = logits_of(llama.load(beside, dtype, device), tokens.to(device))
+    difference = float((written - expected).abs().max())
     allowed = TOLERANCE[dtype] * torch.finfo(dtype).eps * float(expected.abs().max())
     if not difference <= allowed:
-        raise InputError(f"{beside}: its logits differ from the pruned forward's by {difference:.1e}, rounding explains only "
-                         f"{allowed:.1e}; not exported")
+        raise InputError(f"{beside}: its logits differ from the pruned forward's by {difference:.1e}, rounding "
+                         f"explains only {allowed:.1e}; not exported")
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -92,7 +93,7 @@ def write(model: Llama, groups: Groups, d: Tensor | None, tokenizer: Path, token
     return difference
 
 
-# -------------------------------------------------------------------------------------------- from a checkpoint
+# ------------------------------------------------------------------------------------------ from a checkpoint
 
 def read_checkpoint(run: Path) -> dict:
     """`ckpt.pt` of a run directory. Raises InputError."""
@@ -106,7 +107,7 @@ def lora_parameters(model: Llama) -> dict[str, torch.nn.Parameter]:
 
 
 def restore(checkpoint: dict, model: Llama) -> tuple[Llama, Groups, Tensor]:
-    """The checkpoint's model out of its loaded base (cut if the run's was, and with LoRA), its groups and decisions."""
+    """From its loaded base, the checkpoint's model (cut if the run's was, with LoRA), groups and decisions."""
     options = checkpoint["config"]
     device = model.norm.weight.device
     groups = Groups(model.config, options["space"], options["round_to"], options["uniform"], device)
@@ -128,9 +129,9 @@ def add_lora(model: Llama, rank: int, scale: float) -> None:
 def main() -> None:
     parser = llama.Parser(description="Export the pruned model of a run.")
     parser.add_argument("run", type=Path, help="run directory, out/NAME")
-    parser.add_argument("--hf", type=Path, metavar="DIR", help="write RUN/pruned for Hugging Face transformers")
+    parser.add_argument("--hf", type=Path, metavar="DIR", help="write RUN/pruned for transformers")
     parser.add_argument("--out", type=Path, help="where to write the model (default: RUN/pruned)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the written weights (default: the run's)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights (default: the run's)")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     if args.hf:
@@ -140,14 +141,16 @@ def main() -> None:
     checkpoint = read_checkpoint(args.run)
     options = checkpoint["config"]
     if not checkpoint["frozen"]:
-        raise InputError(f"{args.run}: stopped at step {checkpoint['step']} of {options['steps']}, before its decisions were "
-                         f"frozen; go on first: python train.py --resume {args.run}")
+        raise InputError(f"{args.run}: stopped at step {checkpoint['step']} of {options['steps']}, before its "
+                         f"decisions were frozen; go on first: python train.py --resume {args.run}")
     dtype = getattr(torch, args.dtype or options["dtype"])
-    model, groups, d = restore(checkpoint, llama.load(options["model"], dtype, llama.find_device(args.device)))
+    base = llama.load(options["model"], dtype, llama.find_device(args.device))
+    model, groups, d = restore(checkpoint, base)
     tokenizer = Tokenizer(Path(options["model"]) / "tokenizer.model")
     rows = data.load(options["data"], tokenizer, options["seq_len"]).validation
     target = args.out or args.run / "pruned"
-    difference = write(model, groups, None if checkpoint["sliced"] else d, tokenizer.path, rows.at(slice(4))[0], target)
+    difference = write(model, groups, None if checkpoint["sliced"] else d, tokenizer.path,
+                       rows.at(slice(4))[0], target)
     print(f"{target}: {groups.kept(d):,} of {groups.total:,} prunable parameters, "
           f"largest logit difference to the pruned forward {difference:.1e}\n"
           f"next: python llama.py {target} --prompt \"...\"")

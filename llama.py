@@ -71,7 +71,7 @@ def write_atomic(path: Path, write) -> None:
         cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides a full disk
         if not isinstance(cause, OSError):
             raise
-        raise InputError(f"{path}: cannot be written ({cause.strerror}); make room or write elsewhere") from None
+        raise InputError(f"{path}: cannot be written ({cause.strerror}); make room, or go elsewhere") from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -111,8 +111,7 @@ class LlamaConfig:
     layers: list[LayerSize] | None = None
 
     def __post_init__(self):
-        if self.n_layers > 1000:
-            raise ValueError(f"{self.n_layers} layers")
+        """Fills in what is left out. Raises ValueError unless the sizes fit each other."""
         self.n_kv_heads = self.n_kv_heads or self.n_heads
         self.head_dim = self.head_dim or self.dim // self.n_heads
         if self.layers is None:
@@ -121,35 +120,30 @@ class LlamaConfig:
                 hidden = int(self.ffn_dim_multiplier * hidden)
             hidden = self.multiple_of * -(-hidden // self.multiple_of)
             size = LayerSize(self.n_heads, self.n_kv_heads, self.head_dim, self.head_dim, hidden)
-            self.layers = [dataclasses.replace(size) for _ in range(self.n_layers)]
-
-    @classmethod
-    def read(cls, path: Path) -> "LlamaConfig":
-        """Reads `params.json`. Raises InputError for anything that does not describe a LLaMA."""
-        try:
-            values = json.loads(path.read_text())
-            if isinstance(values, dict) and values.get("vocab_size") == -1:  # LLaMA-2: as the tokenizer has it
-                values["vocab_size"] = len(open_shards(path.parent)[0].get("tok_embeddings.weight", ()))
-            config = build(cls, values, "")
-            for i, size in enumerate(config.layers):
-                if not isinstance(size, LayerSize):
-                    config.layers[i] = build(LayerSize, size, f"layer {i}: ")
-            config.check()
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: {str(error)[:160]}; expected a raw LLaMA checkpoint's params.json") from None
-        return config
-
-    def check(self) -> None:
-        """Raises ValueError unless the sizes fit each other."""
+            self.layers = [dataclasses.replace(size) for _ in range(min(self.n_layers, 1000))]
         if self.head_dim % 2 or len(self.layers) != self.n_layers:
             raise ValueError(f"{len(self.layers)} layers of {self.n_layers}, {self.head_dim} dimensions a head")
         pairs = self.head_dim // 2
         for i, size in enumerate(self.layers):
             kept = range(pairs) if size.rotary_pairs is None else size.rotary_pairs
             if size.n_heads % size.n_kv_heads:
-                raise ValueError(f"layer {i}: {size.n_heads} heads cannot share {size.n_kv_heads} key/value heads")
+                raise ValueError(f"layer {i}: {size.n_heads} heads cannot share {size.n_kv_heads} keys and values")
             if 2 * len(kept) != size.qk_dim or not all(type(p) is int and 0 <= p < pairs for p in kept):
                 raise ValueError(f"layer {i}: its rotary pairs do not fit qk_dim {size.qk_dim}")
+
+    @classmethod
+    def read(cls, path: Path) -> "LlamaConfig":
+        """Reads `params.json`. Raises InputError for anything that does not describe a LLaMA."""
+        try:
+            values = json.loads(path.read_text())
+            if isinstance(values, dict):
+                if values.get("vocab_size") == -1:  # LLaMA-2 leaves it to the tokenizer
+                    values["vocab_size"] = len(open_shards(path.parent)[0].get("tok_embeddings.weight", ()))
+                if isinstance(values.get("layers"), list):
+                    values["layers"] = [build(LayerSize, size, "in a layer, ") for size in values["layers"]]
+            return build(cls, values)
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: {str(error)[:160]}; expected a LLaMA checkpoint's params.json") from None
 
 
 def fits(value, kind) -> bool:
@@ -163,21 +157,18 @@ def fits(value, kind) -> bool:
     return type(value) is (typing.get_origin(kind) or kind)
 
 
-def build(kind, values, where: str):
+def build(kind, values, where: str = ""):
     """A dataclass from a JSON object, its values checked against the annotations. Raises ValueError."""
     if not isinstance(values, dict):
         raise ValueError(f"{where}not a JSON object")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    values = {key: value for key, value in values.items() if key not in ("max_seq_len", "max_batch_size")}
+    annotations = {field.name: field.type for field in dataclasses.fields(kind)}
     for key, value in values.items():
-        if key not in fields:
-            raise ValueError(f"{where}{key[:40]!r} is not a key this LLaMA knows")
-        if not fits(value, fields[key].type):
+        if key in annotations and not fits(value, annotations[key]):
             raise ValueError(f"{where}{key!r} is {str(value)[:40]}")
-    for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in values:
-            raise ValueError(f"{where}{name!r} is missing")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except TypeError as error:  # "LlamaConfig.__init__() got an unexpected keyword argument 'moe'", or one missing
+        raise ValueError(where + str(error).partition("__init__() ")[2]) from None
 
 
 # ----------------------------------------------------------------------------------------------------- model
@@ -196,7 +187,7 @@ def rotary_frequencies(config: LlamaConfig) -> Tensor:
     """The angle per position of each rotary pair, [head_dim / 2]; stretched as in LLaMA-3.1 if asked for."""
     freqs = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
     if config.use_scaled_rope:
-        # Wavelengths beyond 8192 positions are stretched by the factor, those under 2048 left, a ramp between.
+        # Wavelengths beyond 8192 positions are stretched by the factor, under 2048 left, a ramp between.
         turns = 8192 * freqs / (2 * torch.pi)
         ramp = ((turns - 1) / (4 - 1)).clamp(0, 1)
         freqs = freqs * (ramp + (1 - ramp) / config.rope_scaling_factor)
@@ -291,7 +282,7 @@ class ChunkedNLL(torch.autograd.Function):
     """Summed negative log-likelihood of targets, from hidden states and a *frozen* output weight.
 
     Logits [N, V] exist only for `chunk` positions at a time. As the weight takes no gradient, the gradient of
-    the hidden states is made while they do: nothing is recomputed, nothing of size V kept for the backward pass.
+    the hidden states is made while they do: nothing is recomputed, nothing of size V kept for backward.
     """
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk):
@@ -314,7 +305,7 @@ class ChunkedNLL(torch.autograd.Function):
 
 
 class Llama(nn.Module):
-    """A decoder-only transformer. `masks`, everywhere: a dict of linear name -> Mask for each layer, or None."""
+    """A decoder-only transformer. `masks` are always a dict of linear name -> Mask for each layer, or None."""
 
     def __init__(self, config: LlamaConfig, tied: bool = False):
         super().__init__()
@@ -363,8 +354,8 @@ def count_parameters(model: nn.Module) -> int:
 def read_tensors(path: Path, mmap: bool) -> dict:
     """What `torch.save` wrote to `path`: tensors and plain values, nothing that could run.
 
-    Compressed records are refused (torch writes none, so they could only be a decompression bomb). Mapped files
-    are read when used; others are read now, and their checksums verified. Raises InputError."""
+    Compressed records are refused: torch writes none, so they could only be a decompression bomb. Mapped
+    files are read when used; others are read now, and their checksums verified. Raises InputError."""
     try:
         with zipfile.ZipFile(path) as archive:
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
@@ -373,8 +364,8 @@ def read_tensors(path: Path, mmap: bool) -> dict:
                 raise ValueError("a checksum does not match")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damage shows as BadZipFile, RuntimeError, UnpicklingError, EOFError, ...
-        raise InputError(f"{path}: not a readable checkpoint of tensors ({first_line(error)}); it is damaged, or "
-                         "was not written by torch.save") from None
+        raise InputError(f"{path}: not a readable checkpoint of tensors ({first_line(error)}); it is damaged "
+                         "or was not written by torch.save") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}, expected named tensors")
     return state
@@ -394,11 +385,11 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
 
 
 def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
-    """Loads a model directory, every weight frozen. Without `output.weight`, the output is the embedding (tied).
+    """Loads a model directory, every weight frozen. Without `output.weight`, output and embedding are tied.
 
     Shards are joined along the axis on which they are smaller than the model: Meta splits rows of wq, wk, wv,
-    w1, w3 and output, columns of wo and w2. Each weight goes from the mapped file straight to its place; files
-    are mapped anew for each layer, so that the pages read so far can go. Raises InputError.
+    w1, w3 and output, columns of wo and w2. Each weight goes from the mapped file straight to its place, and
+    files are mapped anew for each layer, so that the pages read so far can go. Raises InputError.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -443,11 +434,11 @@ def split_axis(pieces: list[Tensor | None], shape: torch.Size, what: str) -> int
     for axis in range(len(shapes[0])):
         if [n * (len(pieces) if i == axis else 1) for i, n in enumerate(shapes[0])] == list(shape):
             return axis
-    raise InputError(f"{what} has shape {shapes[0]} in {len(pieces)} shard(s), params.json wants {list(shape)}")
+    raise InputError(f"{what} has shape {shapes[0]} in {len(pieces)} shards, params.json wants {list(shape)}")
 
 
 def save(model: Llama, directory: Path, tokenizer: Path) -> None:
-    """Writes a model directory that `load` reads: params.json, consolidated.00.pth, a copy of the tokenizer."""
+    """Writes a model directory that `load` reads: params.json, consolidated.00.pth and the tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / "consolidated.00.pth", lambda file: torch.save(
         {name: p.data for name, p in model.named_parameters()}, file))
@@ -458,12 +449,12 @@ def save(model: Llama, directory: Path, tokenizer: Path) -> None:
 # -------------------------------------------------------------------------------------------------- tokenizer
 
 class Tokenizer:
-    """`tokenizer.model`: SentencePiece (LLaMA-2, Mistral, TinyLlama) or tiktoken (LLaMA-3), told apart by content.
+    """`tokenizer.model`: SentencePiece (LLaMA-2, Mistral, TinyLlama) or tiktoken (LLaMA-3), as the file is.
 
-    `bos` and `eos` open and close a document; `stop` ends generation; `space` goes before a text that continues
-    another one (SentencePiece adds it by itself)."""
+    `bos` and `eos` open and close a document; `stop` ends generation; `space` goes before a text that
+    continues another one (SentencePiece adds it by itself)."""
 
-    # LLaMA-3's rule for cutting text into words before byte pairs are merged, and where its special tokens are.
+    # LLaMA-3's rule for cutting text into words before byte pairs are merged, and its special tokens' places.
     WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
              r"\s*[\r\n]+|\s+(?!\S)|\s+")
     SPECIAL = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
@@ -476,7 +467,7 @@ class Tokenizer:
             if self.is_sentencepiece:
                 from sentencepiece import SentencePieceProcessor
                 self.model = SentencePieceProcessor(model_proto=content)
-                self.bos, self.eos, self.size = self.model.bos_id(), self.model.eos_id(), self.model.vocab_size()
+                self.bos, self.eos, self.size = self.model.bos_id(), self.model.eos_id(), len(self.model)
                 first = self.model.id_to_piece(self.model.encode("a")[0])
                 self.stop, self.space = (self.eos,), "" if first.startswith("\u2581") else " "
             else:
@@ -491,11 +482,12 @@ class Tokenizer:
         try:
             import tiktoken
         except ImportError:
-            raise InputError(f"{self.path}: a LLaMA-3 tokenizer; it needs one more package: pip install tiktoken") from None
+            raise InputError(f"{self.path}: a LLaMA-3 tokenizer; pip install tiktoken") from None
         ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines())}
         n = len(ranks)
         special = {f"<|{self.SPECIAL.get(i, f'reserved_{i}')}|>": n + i for i in range(256)}
-        self.model = tiktoken.Encoding("llama3", pat_str=self.WORDS, mergeable_ranks=ranks, special_tokens=special)
+        self.model = tiktoken.Encoding("llama3", pat_str=self.WORDS, mergeable_ranks=ranks,
+                                       special_tokens=special)
         self.bos, self.eos, self.size, self.stop, self.space = n, n + 1, n + 256, (n + 1, n + 9), " "
 
     def __len__(self) -> int:
@@ -521,7 +513,7 @@ class Tokenizer:
 
 @torch.inference_mode()
 def generate(model: Llama, prompt: list[int], max_tokens: int, temperature=0.0, top_k=0, stop=()):
-    """Yields token ids after `prompt`, a forward pass each. Temperature 0 is greedy; top_k 0 samples from all."""
+    """Yields token ids after `prompt`, a forward pass each. Temperature 0: greedy; top_k 0: sample from all."""
     device = model.tok_embeddings.weight.device
     caches = [KeyValues(1, len(prompt) + max_tokens, size, model.norm.weight) for size in model.config.layers]
     tokens, start = torch.tensor([prompt], device=device), 0

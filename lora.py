@@ -3,9 +3,9 @@
 A frozen weight W gets a trainable low-rank update s B A (LoRA, arXiv 2106.09685). ATP (arXiv 2412.14426) adds
 0/1 decisions d over W's rows (d_out) and columns (d_in), and uses two forwards:
 
-    pruned       y = d_out * (W + s B A)(d_in * x)          what will be exported: a removed group does nothing
-    LoRA-aware   y = d_out * W(d_in * x) + s B A x          the LoRA step: B and A still learn where W is off,
-                                                            so a group can come back
+    pruned       y = d_out * (W + s B A)(d_in * x)         what will be exported: a removed group does nothing
+    LoRA-aware   y = d_out * W(d_in * x) + s B A x         the LoRA step: B and A still learn where W is off,
+                                                           so a group can come back
 
                  x ──┬── d_in ── W ── d_out ──(+)── y
                      └────── A ── s ── B ──────┘            (LoRA-aware; [in] → [rank] → [out])
@@ -29,7 +29,7 @@ class Mask(NamedTuple):
 
 
 class LoRALinear(nn.Module):
-    """A linear layer without bias: frozen `weight` [out, in], and after `add_lora` a pair `A` [r, in], `B` [out, r]."""
+    """A linear layer without bias: frozen `weight` [out, in]; after `add_lora`, `A` [r, in] and `B` [out, r]."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
@@ -60,7 +60,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """W <- W + s B A in float32, rounded once to W's dtype; the pair is dropped. In place: no second W."""
+        """W <- W + s B A in float32, rounded once to W's dtype; the pair is dropped. In place, no second W."""
         if self.A is not None:
             self.weight.copy_(self.weight.float().addmm_(self.B, self.A, alpha=self.scale))
             self.A = self.B = None
@@ -73,4 +73,4 @@ class LoRALinear(nn.Module):
         for name in ("weight", "B" if axis == 0 else "A"):
             old = getattr(self, name)
             if old is not None:
-                setattr(self, name, nn.Parameter(old.index_select(axis, index), requires_grad=old.requires_grad))
+                setattr(self, name, nn.Parameter(old.index_select(axis, index), old.requires_grad))

@@ -6,7 +6,7 @@
 Every step: the generator G learns on a batch which groups to keep, LoRA frozen (pruned forward); then LoRA
 learns on another batch, decisions fixed (LoRA-aware forward), and the lasso shrinks what it learned in
 removed groups. From `--freeze-at` on, decisions are frozen, the removed groups are cut out, and the rest is
-plain LoRA on the small model. The loop is `tune`; a step's halves are `Run.generator_step`, `Run.lora_step`.
+plain LoRA on the small model. The loop is `tune`, a step is `Run.advance`.
 """
 import argparse
 import dataclasses
@@ -37,7 +37,7 @@ from llama import InputError, Llama, LlamaConfig, Tokenizer
 HERE = Path(__file__).resolve().parent
 
 
-def option(default, text: str, low=None, high=None, **more):
+def option(default, text: str, low=None, high=2**31, **more):
     """A Config field that becomes a flag: default, help, a number's range with its ends, argparse's rest."""
     how = {"default_factory": lambda: default} if isinstance(default, list) else {"default": default}
     return dataclasses.field(**how, metadata={"help": text, "range": (low, high), "more": more})
@@ -96,17 +96,6 @@ PAPER = dict(budget="loss", sample=True, spread=0.0, anneal=0.0, generator_lr=1e
 ONLY_WITH = {"alpha": ("budget", "loss"), "offset": ("budget", "loss")}
 
 
-def number(kind, low, high):
-    """A converter for argparse: `kind` from `low` to `high`."""
-    def convert(text: str):
-        value = kind(text)
-        if not (low if low is not None else -math.inf) <= value <= (high or 2**31):
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high or 2**31}")
-        return value
-    convert.__name__ = kind.__name__  # argparse names it: "invalid int value: 'x'"
-    return convert
-
-
 def parse_arguments() -> tuple[Config, str | None, bool | None]:
     """The command line: a Config, --resume and --overwrite. Raises InputError."""
     parser = llama.Parser(description=__doc__.splitlines()[0], argument_default=argparse.SUPPRESS)
@@ -117,7 +106,7 @@ def parse_arguments() -> tuple[Config, str | None, bool | None]:
         if field.type is bool:
             how["action"] = argparse.BooleanOptionalAction
         elif field.type in (int, float):
-            how["type"] = number(field.type, *field.metadata["range"])
+            how["type"] = field.type
         parser.add_argument("--" + field.name.replace("_", "-"), **how)
     preset = ", ".join(f"{name} {value}" for name, value in PAPER.items())
     parser.add_argument("--paper", action="store_true", help=f"the authors' procedure ({preset})")
@@ -128,6 +117,11 @@ def parse_arguments() -> tuple[Config, str | None, bool | None]:
     if resume and (given or paper or overwrite):
         raise InputError("--resume goes on with the run's own options; give no others with it")
     config = Config(**((PAPER if paper else {}) | given))
+    for field in dataclasses.fields(Config):
+        low, high = field.metadata["range"]
+        if low is not None and not low <= getattr(config, field.name) <= high:
+            raise InputError(f"--{field.name.replace('_', '-')} {getattr(config, field.name)}: "
+                             f"must be from {low} to {high}")
     for flag, (other, value) in ONLY_WITH.items():
         if flag in given and getattr(config, other) != value:
             raise InputError(f"--{flag.replace('_', '-')} has no effect without --{other} {value}")
@@ -230,7 +224,8 @@ class Run:
         model.checkpointing = config.checkpointing
         self.device, self.dtype = groups.cost.device, model.norm.weight.dtype
         self.freeze_step = max(1, round(config.freeze_at * config.steps))
-        self.step, self.frozen, self.sliced, self.skipped, self.stop_asked = 0, False, False, 0, False
+        self.step, self.frozen, self.sliced, self.stop_asked = 0, False, False, False
+        self.skipped, self.in_a_row = 0, 0  # updates not made because something was not finite; steps with such
         self.record = {"seconds": 0.0}  # what the summary needs from before a resume
         self.optimizer = torch.optim.AdamW(export.lora_parameters(model).values(), lr=config.lr,
                                            weight_decay=config.weight_decay)
@@ -308,12 +303,24 @@ class Run:
         return terms | {"grad_norm": norm.item()}
 
     def finite(self, norm: Tensor) -> bool:
-        """Whether an update may be made. Raises InputError when it may not three times in a row."""
-        self.skipped = 0 if norm.isfinite() else self.skipped + 1
-        if self.skipped == 3:
-            raise InputError(f"step {self.step}: loss or gradient not finite three times in a row; the last "
+        """Whether an update with this gradient norm may be made; counts those that may not."""
+        self.skipped += not norm.isfinite()
+        return bool(norm.isfinite())
+
+    def advance(self) -> dict[str, float]:
+        """One step of the loop. Raises InputError if updates had to be skipped in three steps in a row."""
+        terms, before = {}, self.skipped
+        if not self.frozen and self.step % self.config.generator_every == 0:
+            terms = self.generator_step()
+        terms |= self.lora_step()
+        self.in_a_row = self.in_a_row + 1 if self.skipped > before else 0
+        if self.in_a_row == 3:
+            raise InputError(f"step {self.step}: loss or gradient not finite, three steps in a row; the last "
                              "checkpoint is kept. Try a lower --lr or --generator-lr, or --dtype float32")
-        return self.skipped == 0
+        self.step += 1
+        if self.step == self.freeze_step:
+            self.freeze()
+        return terms | {"skipped": self.skipped}
 
     @torch.no_grad()
     def target_decisions(self) -> Tensor:
@@ -335,7 +342,7 @@ class Run:
 
     # What `state` writes, `load_state` reads; the model comes back by export.restore. Batches are a function
     # of the step, so torch's is the only random state.
-    PLAIN = ("step", "frozen", "sliced", "skipped", "record", "d")
+    PLAIN = ("step", "frozen", "sliced", "skipped", "in_a_row", "record", "d")
 
     def state(self) -> dict:
         parts = () if self.frozen else (self.generator, self.generator_optimizer)
@@ -354,8 +361,8 @@ class Run:
         if self.frozen:
             self.generator = self.generator_optimizer = None
         else:
-            for part, state in zip((self.generator, self.generator_optimizer), saved["searching"], strict=True):
-                part.load_state_dict(state)
+            self.generator.load_state_dict(saved["searching"][0])
+            self.generator_optimizer.load_state_dict(saved["searching"][1])
         torch.set_rng_state(saved["rng"])
         if saved["cuda_rng"]:
             torch.cuda.set_rng_state_all(saved["cuda_rng"])
@@ -366,14 +373,9 @@ def tune(run: Run, save, log) -> None:
     config, stop = run.config, False
     last_step, seconds = run.step, 0.0
     while run.step < config.steps and not stop:
-        begin, terms = time.monotonic(), {}
-        if not run.frozen and run.step % config.generator_every == 0:
-            terms = run.generator_step()
-        terms |= run.lora_step()
-        run.step += 1
+        begin = time.monotonic()
+        terms = run.advance()
         seconds += time.monotonic() - begin
-        if run.step == run.freeze_step:
-            run.freeze()
         milestone, stop = run.step in (run.freeze_step, config.steps), run.stop_asked
         if milestone or run.step % config.eval_every == 0:
             terms["val_loss"], _ = validation_loss(run.model, run.rows.validation, config.batch_size,
@@ -386,7 +388,7 @@ def tune(run: Run, save, log) -> None:
             log(line)
             print(log_line(line, config.steps, (config.steps - run.step) / rate), flush=True)
             last_step, seconds = run.step, 0.0
-        if milestone or stop or run.step % config.checkpoint_every == 0:
+        if stop or not run.in_a_row and (milestone or run.step % config.checkpoint_every == 0):
             save()
 
 
@@ -397,7 +399,8 @@ def log_line(line: dict, steps: int, left: float) -> str:
     parts += [f"{name} {line[key]:.3f}" for key, name in shown if key in line]
     parts += [f"kept {line['kept']:.3f}/{line['target']:.3f}", f"lr {line['lr']:.1e}",
               f"{line['tokens_per_second']:,.0f} tok/s", f"{left / 60:.1f} min left"]
-    return "  ".join(parts + ([f"val {line['val_loss']:.4f}"] if "val_loss" in line else []))
+    parts += [f"val {line['val_loss']:.4f}"] if "val_loss" in line else []
+    return "  ".join(parts + ([f"skipped {line['skipped']}"] if line["skipped"] else []))
 
 
 # ------------------------------------------------------------------------------------------------ the whole
@@ -437,9 +440,10 @@ def finish(run: Run, tokenizer: Tokenizer, out: Path) -> None:
     print("\n" + " " * 8 + "".join(f"{title:>12s}" for title in titles))
     for name, row in rows.items():
         left = groups.total if name == "base" else kept
+        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+        size = f"{row['bytes'] / 1e6:,.1f} MB" if "bytes" in row else "-"
         cells = (f"{row['params']:,}", f"{left:,}", f"{left / groups.total:.2%}",
-                 f"{math.exp(row['val_loss']):.2f}", "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
-                 f"{row['tokens_per_second']:,.0f}", f"{row['bytes'] / 1e6:,.1f} MB" if "bytes" in row else "-")
+                 f"{math.exp(row['val_loss']):.2f}", accuracy, f"{row['tokens_per_second']:,.0f}", size)
         print(f"{name:8s}" + "".join(f"{cell:>12s}" for cell in cells))
     print(f"pruned: {config.prune:.2%} requested, {summary['obtained_prune']:.2%} obtained\n"
           f"largest logit difference of pruned and exported: {difference:.1e}\n"
@@ -462,27 +466,28 @@ def check_room(out: Path, run: Run) -> None:
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     if free < needed:
-        raise InputError(f"{out}: checkpoints and the export need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
-                         "free; make room, choose another --out or lower --rank")
+        raise InputError(f"{out}: checkpoints and export need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
+                         "make room, choose another --out or lower --rank")
 
 
-def open_run(config: Config, device: torch.device, out: Path, checkpoint: dict | None) -> tuple[Run, Tokenizer]:
+def open_run(config: Config, device, out: Path, checkpoint: dict | None) -> tuple[Run, Tokenizer]:
     """A run at its first step or at the checkpoint's. Raises InputError for what could only fail later."""
-    for path in config.data:
-        data.read(path)  # before the base is made: bad data should not cost a minute
-    config.model = config.model or tiny_base()
+    if not config.model:
+        for path in config.data:
+            data.read(path)  # before the base is made: bad data should not cost a minute
+        config.model = tiny_base()
     tokenizer = Tokenizer(Path(config.model) / "tokenizer.model")
     tokenizer.check(LlamaConfig.read(Path(config.model) / "params.json"))
     rows = data.load(config.data, tokenizer, config.seq_len, config.answer_only)
     if len(rows.train.tokens) < config.batch_size * config.accumulate:
-        raise InputError(f"{', '.join(config.data)}: {len(rows.train.tokens)} rows of {config.seq_len} tokens to "
-                         "train on, fewer than one batch; lower --batch-size or --seq-len, or add data")
+        raise InputError(f"{', '.join(config.data)}: {len(rows.train.tokens)} rows of {config.seq_len} tokens, "
+                         "fewer than one batch; lower --batch-size or --seq-len, or add data")
     model = llama.load(config.model, getattr(torch, config.dtype), device)
     digests = fingerprint(model, tokenizer.path, config.data)
     if checkpoint:
         for name, digest in checkpoint["record"]["fingerprint"].items():
             if digests.get(name) != digest:
-                raise InputError(f"--resume: {name} changed since the checkpoint; bring the old back or start anew")
+                raise InputError(f"--resume: {name} changed since the checkpoint; bring it back or start anew")
         model, groups, _ = export.restore(checkpoint, model)
         run = Run(config, model, groups, rows)
         run.load_state(checkpoint)

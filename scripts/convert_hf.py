@@ -75,13 +75,12 @@ def read_config(path: Path) -> LlamaConfig:
         heads, kv = c["num_attention_heads"], c.get("num_key_value_heads") or c["num_attention_heads"]
         head_dim = c.get("head_dim") or c["hidden_size"] // heads
         size = dict(n_heads=heads, n_kv_heads=kv, qk_dim=head_dim, v_dim=head_dim, hidden_dim=c["intermediate_size"])
+        layers = [llama.build(LayerSize, size) for _ in range(c["num_hidden_layers"])]
         config = llama.build(LlamaConfig, dict(
             dim=c["hidden_size"], n_layers=c["num_hidden_layers"], n_heads=heads, n_kv_heads=kv, head_dim=head_dim,
             vocab_size=c["vocab_size"], norm_eps=c.get("rms_norm_eps", 1e-6),
             rope_theta=rope.get("rope_theta", c.get("rope_theta", 10000.0)), use_scaled_rope=kind == "llama3",
-            rope_scaling_factor=rope.get("factor", 8.0) if kind == "llama3" else 8.0), "")
-        config.layers = [llama.build(LayerSize, size, "") for _ in config.layers]
-        config.check()
+            rope_scaling_factor=rope.get("factor", 8.0) if kind == "llama3" else 8.0, layers=layers))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{path}: {type(error).__name__}: {llama.first_line(error)}; expected a LLaMA's config") from None
     return config

@@ -11,7 +11,7 @@ import export
 import llama
 import train
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are so small that a second thread only costs
 
 
 def random_model(n_kv_heads=2, seed=0, lora=True, tied=False, **config) -> llama.Llama:
