@@ -376,6 +376,9 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
     paths = sorted(directory.glob("consolidated.*.pth"))
     if not paths:
         raise InputError(f"{directory}: no consolidated.NN.pth; expected a raw LLaMA checkpoint directory")
+    for i in range(len(paths)):
+        if paths[i].name != f"consolidated.{i:02d}.pth":
+            raise InputError(f"{directory}: consolidated.{i:02d}.pth is missing; download it again")
     shards = [read_tensors(path, mmap=True) for path in paths]
     for path, shard in zip(paths, shards):
         for name, value in shard.items():
@@ -388,8 +391,9 @@ def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
     """Loads a model directory, every weight frozen. Without `output.weight`, output and embedding are tied.
 
     Shards are joined along the axis on which they are smaller than the model: Meta splits rows of wq, wk, wv,
-    w1, w3 and output, columns of wo and w2. Each weight goes from the mapped file straight to its place, and
-    files are mapped anew for each layer, so that the pages read so far can go. Raises InputError.
+    w1, w3 and output, columns of wo and w2. Each weight goes from the mapped file straight to its place. Files
+    are mapped anew after every 64th of the weights, so that the pages read so far can go, and what is outside of
+    layers comes first: a vocabulary's pages on top of all weights would be the peak. Raises InputError.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -406,10 +410,11 @@ def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
     for name in sorted(names ^ set(expected)):
         problem = "is missing" if name in expected else "is not part of this LLaMA"
         raise InputError(f"{directory}: tensor {name} {problem}; params.json and the checkpoint do not fit")
-    layer = shards = None
-    for name, parameter in expected.items():
-        if name.split(".")[:2] != layer:
-            layer, shards = name.split(".")[:2], open_shards(directory)
+    shards, read, total = open_shards(directory), 0, sum(p.numel() for p in expected.values())
+    for name, parameter in sorted(expected.items(), key=lambda item: item[0].startswith("layers.")):
+        if read > total / 64:
+            shards, read = open_shards(directory), 0
+        read += parameter.numel()
         pieces = [shard.get(name) for shard in shards]
         axis = split_axis(pieces, parameter.shape, f"{directory}: tensor {name}")
         weight = torch.empty(parameter.shape, dtype=dtype, device=device)
@@ -434,7 +439,8 @@ def split_axis(pieces: list[Tensor | None], shape: torch.Size, what: str) -> int
     for axis in range(len(shapes[0])):
         if [n * (len(pieces) if i == axis else 1) for i, n in enumerate(shapes[0])] == list(shape):
             return axis
-    raise InputError(f"{what} has shape {shapes[0]} in {len(pieces)} shards, params.json wants {list(shape)}")
+    raise InputError(f"{what} has shape {shapes[0]} in {len(pieces)} shards, params.json wants {list(shape)}; "
+                     "a shard is missing, or params.json is another model's")
 
 
 def save(model: Llama, directory: Path, tokenizer: Path) -> None:
@@ -503,8 +509,8 @@ class Tokenizer:
         return self.model.decode(ids)
 
     def check(self, config: LlamaConfig) -> None:
-        """Raises InputError unless every token has an embedding."""
-        if len(self) > config.vocab_size:
+        """Raises InputError unless every token has an embedding, and but a few embeddings have no token."""
+        if not len(self) <= config.vocab_size < len(self) + 1024:
             raise InputError(f"{self.path}: {len(self)} tokens for a model with a vocabulary of "
                              f"{config.vocab_size}; use the tokenizer that came with the model")
 

@@ -172,7 +172,6 @@ def hf_state(model: Llama) -> tuple[dict[str, Tensor], LayerSize]:
     A zero in q, k or v leaves scores and values as they are, and what a zero hidden unit or a zero head says goes
     nowhere; so no logit changes. Cut rotary pairs go back to their places, as HF knows only whole heads."""
     config, layers = model.config, model.config.layers
-    whole = all(size.qk_dim == config.head_dim == size.v_dim for size in layers)
     if len({size.n_heads // size.n_kv_heads for size in layers}) > 1:
         raise InputError("layers differ in how many query heads share a key/value head; Hugging Face has one number")
     big = LayerSize(*(max(getattr(size, name) for size in layers) for name in ("n_heads", "n_kv_heads")),
@@ -194,7 +193,6 @@ def hf_state(model: Llama) -> tuple[dict[str, Tensor], LayerSize]:
             else:
                 weight = padded(weight, 1 if part == "w2" else 0, 1, None, 1, big.hidden_dim)
         state[hf_name(name)] = weight.contiguous()
-    assert whole or big.qk_dim == config.head_dim
     return state, big
 
 

@@ -64,6 +64,15 @@ def smaller_vocabulary(directory):
     params(directory, vocab_size=300)
 
 
+def larger_vocabulary(directory):
+    weights(directory, lambda s: {n: torch.zeros(5000, 32) if len(t) == 320 else t for n, t in s.items()})
+    params(directory, vocab_size=5000)
+
+
+def half_a_shard(state):
+    return {n: t if t.dim() == 1 else t[:len(t) // 2].clone() for n, t in state.items()}
+
+
 ARGUMENTS = [
     (["--prune", "0"], "--prune"), (["--prune", "1"], "--prune"), (["--prune", "nan"], "--prune"), (["--prune", "40%"], "--prune"),
     (["--prune", "0.998"], "out of reach"), (["--round-to", "64", "--prune", "0.9"], "--round-to"), (["--round-to", "0"], "--round-to"),
@@ -96,7 +105,7 @@ MODELS = [
     (lambda d: params(d, dim=-32), "'dim'"), (lambda d: params(d, dim="32"), "'dim'"), (lambda d: params(d, dim=True), "'dim'"),
     (lambda d: params(d, dim=1e9), "'dim'"), (lambda d: params(d, dim=2**23), "shape"), (lambda d: params(d, n_layers=10**6), "layers"),
     (lambda d: params(d, n_layers=4, layers=...), "the checkpoint has 3 layers"), (lambda d: params(d, norm_eps=0), "'norm_eps'"),
-    (lambda d: params(d, rope_theta=-1.0), "'rope_theta'"), (lambda d: params(d, vocab_size=2**23), "shape"),
+    (lambda d: params(d, rope_theta=-1.0), "'rope_theta'"), (lambda d: params(d, vocab_size=400), "tok_embeddings.weight has shape"),
     (lambda d: params(d, moe={"n": 8}), "unexpected keyword argument 'moe'"), (lambda d: params(d, head_dim=7), "params.json"),
     (lambda d: layer(d, n_kv_heads=3), "cannot share"), (lambda d: layer(d, rotary_pairs=[0, 99]), "rotary pairs"),
     (lambda d: layer(d, rotary_pairs=["0"]), "rotary pairs"), (lambda d: layer(d, hidden_dim=0), "'hidden_dim'"),
@@ -109,7 +118,9 @@ MODELS = [
     (lambda d: weights(d, lambda s: s | {"layers.1.attention.wq.bias": s["norm.weight"]}), "wq.bias is not part"),
     (lambda d: weights(d, lambda s: s | {"norm.weight": torch.ones(1).expand(2**40)}), "norm.weight has shape"),
     (lambda d: weights(d, lambda s: s | {"norm.weight": torch.ones(32, dtype=torch.int8)}), "quantized"),
-    (lambda d: shutil.copy(d / "consolidated.00.pth", d / "consolidated.01.pth"), "2 shard"),
+    (lambda d: shutil.copy(d / "consolidated.00.pth", d / "consolidated.01.pth"), "2 shards"),
+    (lambda d: shutil.copy(d / "consolidated.00.pth", d / "consolidated.02.pth"), "consolidated.01.pth is missing"),
+    (lambda d: weights(d, half_a_shard), "a shard is missing"), (larger_vocabulary, "320 tokens"),
     (lambda d: (d / "tokenizer.model").unlink(), "tokenizer.model"), (lambda d: write(d / "tokenizer.model", b"\x00\x01"), "tokenizer.model"),
     (lambda d: write(d / "tokenizer.model", b""), "tokenizer.model"), (smaller_vocabulary, "320 tokens"),
 ]

@@ -1,6 +1,9 @@
 """The model against a naive implementation, the cache against recomputation, checkpoints against what was saved."""
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +133,26 @@ def test_shards_are_joined_as_meta_splits_them(tmp_path, model_dir, embedding_ax
     (tmp_path / "params.json").write_bytes((model_dir / "params.json").read_bytes())
     for name, p in llama.load(tmp_path).named_parameters():
         assert torch.equal(p, whole[name]), name
+
+
+LOADING = """
+import resource, sys, torch, llama
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+model = llama.load(sys.argv[1], getattr(torch, sys.argv[2]))
+print((peak() - before) / sum(p.numel() * p.element_size() for p in model.parameters()))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_loading_takes_little_more_than_the_weights(tmp_path, tokenizer_file, request, dtype):
+    if not request.config.getoption("--long"):
+        pytest.skip("takes 4 GB and half a minute: --long")
+    config = dict(dim=2048, n_layers=12, n_heads=32, n_kv_heads=8, vocab_size=32000, multiple_of=256)
+    llama.save(llama.Llama(llama.LlamaConfig(**config)).to(torch.bfloat16), tmp_path, tokenizer_file)
+    done = subprocess.run([sys.executable, "-c", LOADING, tmp_path, dtype], cwd=Path(llama.__file__).parent,
+                          capture_output=True, text=True)
+    assert float(done.stdout) < 1.1, done.stderr
 
 
 def test_vocabulary_size_left_to_the_checkpoint(tmp_path, model_dir):

@@ -114,6 +114,18 @@ def test_a_run_is_replaced_only_when_asked(monkeypatch, options, tmp_path, capsy
     assert read_log(tmp_path / "run")[-1]["step"] == 10
 
 
+def test_a_checkpoint_of_a_7b_run_is_under_600_mb():
+    """LLaMA-2-7B, rank 8, all seven linears: what is learned and AdamW's two moments, in float32."""
+    config = llama.LlamaConfig(dim=4096, n_layers=32, n_heads=32, vocab_size=32000, multiple_of=256)
+    groups = train.Groups(config, "dims")
+    with torch.device("meta"):
+        model = llama.Llama(config)
+        export.add_lora(model, 8, 2.0)
+    learned = [*export.lora_parameters(model).values(), *train.Generator(groups, torch.zeros(len(groups))).parameters()]
+    assert llama.count_parameters(model) == 6_738_415_616
+    assert 3 * 4 * sum(p.numel() for p in learned) + len(groups) < 600e6
+
+
 def test_schedule_worked_by_hand():
     assert [train.schedule(step, 110, warmup=10 / 110) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
     assert train.schedule(60, 110, 10 / 110) == pytest.approx(0.55) and train.schedule(110, 110, 10 / 110) == pytest.approx(0.1)
