@@ -13,6 +13,8 @@
 One table, `group_table`, says which rows and columns a group owns. Masks, parameter counts, decisions in the
 budget, the lasso and the slicing (export.py) are read off it. Try it:  python -m pytest tests/test_atp.py
 """
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -191,6 +193,7 @@ class Generator(nn.Module):
 
     def __init__(self, groups: Groups, prior: Tensor, width: int = 64, depth: int = 2, heads: int = 4):
         super().__init__()
+        width = max(width, -(-len(groups.axes) // heads) * heads)  # vectors are orthogonal only if they fit
         self.per_layer = [0] * len(groups.axes)
         for layer, _, _, n in groups.segments:
             self.per_layer[layer] += n
@@ -210,17 +213,19 @@ class Generator(nn.Module):
 
 def straight_through(p: Tensor) -> Tensor:
     """1[p > 1/2] in the forward pass, the gradient of p in the backward pass."""
-    return (p > 0.5).to(p.dtype) + p - p.detach()
+    return (p > 0.5).to(p.dtype) + (p - p.detach())  # in this order, for exact zeros and ones
 
 
 def gumbel(like: Tensor) -> Tensor:
-    """Standard Gumbel noise in the shape of `like`: what the paper adds to the logits to explore."""
-    return -torch.empty_like(like).exponential_().log()
+    """Standard Gumbel noise in the shape of `like`: what the paper adds to the logits to explore.
+
+    Drawn on the CPU: the same on every device, and one random state to save."""
+    return -torch.empty(like.shape).exponential_().log().to(like.device)
 
 
 def budget_term(kept: Tensor, keep: float) -> Tensor:
     """R = log(max(kept, keep) / min(kept, keep)), of fractions: zero on the budget, steep on either side."""
-    return (kept.log() - torch.tensor(keep).log()).abs()
+    return (kept.log() - math.log(keep)).abs()
 
 
 # -------------------------------------------------------------------------------------------------- the lasso
@@ -258,7 +263,7 @@ def taylor_saliency(model: Llama, groups: Groups, batches) -> Tensor:
     for tokens, targets in batches:
         ones = torch.ones_like(total, requires_grad=True)
         masks = groups.masks(ones, aware=False, dtype=model.norm.weight.dtype)
-        loss = model.nll(tokens, targets, masks) / (targets >= 0).sum()
+        loss = model.nll(tokens, targets, masks) / (targets >= 0).sum().clamp(min=1)
         total += torch.autograd.grad(loss, ones)[0].abs()
     return total / len(batches)
 

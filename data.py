@@ -43,7 +43,7 @@ FORMATS = {
         f"{r['source']}\nSummary of the bill:", r["summary"])),
     "CaseHOLD": (("citing_prompt", "holding_0", "label"), lambda r: _choice(
         f"{r['citing_prompt']}\nThe cited holding:",
-        [r[f"holding_{i}"] for i in range(5)], range(5)[int(r["label"])])),
+        [r[f"holding_{i}"] for i in range(5)], "01234".index(str(r["label"])))),
     "MedNLI": (("sentence1", "sentence2", "gold_label"), lambda r: _choice(
         f"Premise: {r['sentence1']}\nHypothesis: {r['sentence2']}\nRelation:",
         ["entailment", "contradiction", "neutral"],
@@ -73,6 +73,8 @@ def parse(record, where: str) -> tuple[str, Example]:
             texts = [example.prompt, example.answer, *example.options]
             if not all(isinstance(text, str) for text in texts):
                 raise InputError(f"{where}: one of {', '.join(keys)} is not a string")
+            if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+                raise InputError(f"{where}: half a character (a lone surrogate such as \\ud83d); mend the text")
             if not example.answer.strip() or (name == "prompt and answer" and not example.prompt.strip()):
                 raise InputError(f"{where}: one of {', '.join(keys)} is empty; remove the record")
             return name, example
@@ -106,7 +108,7 @@ def split(examples: list[Example], fraction: float) -> dict[str, list[Example]]:
     The order within a split is that of the hash: shuffled, and the same every time."""
     by_hash = {}
     for example in examples:
-        key = hashlib.sha256("\0".join(example[:2]).encode(errors="surrogatepass")).digest()
+        key = hashlib.sha256("\0".join(example[:2]).encode()).digest()
         by_hash.setdefault(key, []).append(example)
     unique = [by_hash[key] for key in sorted(by_hash)]
     n = max(1, round(fraction * len(unique)))

@@ -45,11 +45,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main) -> None:
-    """Runs `main()`; bad input and a failing disk become one line on stderr and exit status 2."""
+    """Runs `main()`; what is not a fault of the program becomes one line on stderr and exit status 2."""
     try:
         main()
     except (InputError, OSError) as error:
         sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+    except torch.OutOfMemoryError as error:
+        sys.exit(print(f"error: out of GPU memory; lower --batch-size or --seq-len, or use --checkpointing "
+                       f"({first_line(error)})", file=sys.stderr) or 2)
+    except KeyboardInterrupt:
+        sys.exit(print("interrupted", file=sys.stderr) or 130)
 
 
 def first_line(error: Exception) -> str:
@@ -120,7 +125,7 @@ class LlamaConfig:
                 hidden = int(self.ffn_dim_multiplier * hidden)
             hidden = self.multiple_of * -(-hidden // self.multiple_of)
             size = LayerSize(self.n_heads, self.n_kv_heads, self.head_dim, self.head_dim, hidden)
-            self.layers = [dataclasses.replace(size) for _ in range(min(self.n_layers, 1000))]
+            self.layers = [dataclasses.replace(size) for _ in range(min(self.n_layers, 1000))]  # or a bomb
         if self.head_dim % 2 or len(self.layers) != self.n_layers:
             raise ValueError(f"{len(self.layers)} layers of {self.n_layers}, {self.head_dim} dimensions a head")
         pairs = self.head_dim // 2
@@ -176,7 +181,7 @@ def build(kind, values, where: str = ""):
 class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim), requires_grad=False)
+        self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -207,8 +212,12 @@ class Attention(nn.Module):
         self.wk = LoRALinear(config.dim, size.n_kv_heads * size.qk_dim)
         self.wv = LoRALinear(config.dim, size.n_kv_heads * size.v_dim)
         self.wo = LoRALinear(size.n_heads * size.v_dim, config.dim)
-        self.size = size
         self.scale = config.head_dim ** -0.5  # of the unpruned head: pruning must not change the softmax
+        self.resize(size)
+
+    def resize(self, size: LayerSize) -> None:
+        """Takes note of the sizes that the weights have now."""
+        self.size, self.pairs = size, None  # the rotary pairs as a tensor, made where it is first needed
 
     def forward(self, x: Tensor, rope: tuple, mask: dict[str, Mask], cache, start: int) -> Tensor:
         size = self.size
@@ -216,8 +225,9 @@ class Attention(nn.Module):
         k = self.wk(x, mask.get("wk")).unflatten(-1, (-1, size.qk_dim))  # B T K Q
         v = self.wv(x, mask.get("wv")).unflatten(-1, (-1, size.v_dim))   # B T K E
         if size.rotary_pairs is not None:
-            pairs = torch.tensor(size.rotary_pairs, device=x.device)
-            rope = tuple(table[:, :, pairs] for table in rope)
+            if self.pairs is None:
+                self.pairs = torch.tensor(size.rotary_pairs, device=x.device)
+            rope = tuple(table[:, :, self.pairs] for table in rope)
         q, k, v = (t.transpose(1, 2) for t in (rotate(q, *rope), rotate(k, *rope), v))  # B heads T dims
         if cache is not None:
             k, v = cache.extend(k, v, start)
@@ -287,7 +297,7 @@ class ChunkedNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk):
         loss = hidden.new_zeros((), dtype=torch.float32)
-        grad = torch.empty_like(hidden)
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else hidden
         for h, t, g in zip(hidden.split(chunk), targets.split(chunk), grad.split(chunk)):
             logits = (h @ weight.t()).float()
             loss += F.cross_entropy(logits, t, ignore_index=IGNORE, reduction="sum")
@@ -311,11 +321,16 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False  # recompute each block in the backward pass, keep no activations in it
+        self.frequencies = None     # of the rotary pairs, made at the first forward pass
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.tok_embeddings.weight.requires_grad_(False)
         self.layers = nn.ModuleList(Block(config, size) for size in config.layers)
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = None if tied else LoRALinear(config.dim, config.vocab_size)
+        self.requires_grad_(False)
+
+    def linears(self) -> list[LoRALinear]:
+        """All linears that can carry LoRA, layer by layer."""
+        return [linear for block in self.layers for linear in block.linears().values()]
 
     @property
     def output_weight(self) -> Tensor:
@@ -324,7 +339,9 @@ class Llama(nn.Module):
     def hidden(self, tokens: Tensor, masks=None, caches=None, start: int = 0) -> Tensor:
         """tokens [B, T] to what the output layer reads, [B, T, D]."""
         positions = torch.arange(start, start + tokens.shape[1], dtype=torch.float32, device=tokens.device)
-        angles = torch.outer(positions, rotary_frequencies(self.config).to(tokens.device))[:, None]
+        if self.frequencies is None:
+            self.frequencies = rotary_frequencies(self.config).to(tokens.device)
+        angles = torch.outer(positions, self.frequencies)[:, None]
         rope = angles.cos(), angles.sin()  # T 1 head_dim/2
         x = self.tok_embeddings(tokens)
         for i, layer in enumerate(self.layers):
@@ -473,7 +490,7 @@ class Tokenizer:
             if self.is_sentencepiece:
                 from sentencepiece import SentencePieceProcessor
                 self.model = SentencePieceProcessor(model_proto=content)
-                self.bos, self.eos, self.size = self.model.bos_id(), self.model.eos_id(), len(self.model)
+                self.bos, self.eos = self.model.bos_id(), self.model.eos_id()
                 first = self.model.id_to_piece(self.model.encode("a")[0])
                 self.stop, self.space = (self.eos,), "" if first.startswith("\u2581") else " "
             else:
@@ -494,10 +511,10 @@ class Tokenizer:
         special = {f"<|{self.SPECIAL.get(i, f'reserved_{i}')}|>": n + i for i in range(256)}
         self.model = tiktoken.Encoding("llama3", pat_str=self.WORDS, mergeable_ranks=ranks,
                                        special_tokens=special)
-        self.bos, self.eos, self.size, self.stop, self.space = n, n + 1, n + 256, (n + 1, n + 9), " "
+        self.bos, self.eos, self.stop, self.space = n, n + 1, (n + 1, n + 9), " "
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.model) if self.is_sentencepiece else self.model.n_vocab
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Texts to token ids, without BOS and EOS. What looks like a special token is plain text."""
@@ -542,6 +559,8 @@ def find_device(name: str = "auto") -> torch.device:
     """The named device, or for "auto" the best one there is: CUDA, then MPS, then CPU. Raises InputError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise InputError(f"--device {name}: expected cuda, mps or cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -559,6 +578,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
+    if args.max_tokens < 1 or args.top_k < 0 or not 0 <= args.temperature < 1e6:
+        raise InputError("--max-tokens must be at least 1, --top-k and --temperature at least 0")
     torch.manual_seed(args.seed)
     model = load(args.model, getattr(torch, args.dtype), find_device(args.device))
     tokenizer = Tokenizer(args.model / "tokenizer.model")

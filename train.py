@@ -93,7 +93,8 @@ class Config:
 PAPER = dict(budget="loss", sample=True, spread=0.0, anneal=0.0, generator_lr=1e-3, lasso="loss",
              lasso_weight=10.0, slice_at_freeze=False)
 
-ONLY_WITH = {"alpha": ("budget", "loss"), "offset": ("budget", "loss")}
+ONLY_WITH = {"alpha": ("budget", ["loss"]), "offset": ("budget", ["loss"]),
+             "lasso_weight": ("lasso", ["proximal", "loss"])}
 
 
 def parse_arguments() -> tuple[Config, str | None, bool | None]:
@@ -122,9 +123,11 @@ def parse_arguments() -> tuple[Config, str | None, bool | None]:
         if low is not None and not low <= getattr(config, field.name) <= high:
             raise InputError(f"--{field.name.replace('_', '-')} {getattr(config, field.name)}: "
                              f"must be from {low} to {high}")
-    for flag, (other, value) in ONLY_WITH.items():
-        if flag in given and getattr(config, other) != value:
-            raise InputError(f"--{flag.replace('_', '-')} has no effect without --{other} {value}")
+    for flag, (other, values) in ONLY_WITH.items():
+        if flag in given and getattr(config, other) not in values:
+            raise InputError(f"--{flag.replace('_', '-')} has no effect without --{other} {' or '.join(values)}")
+    if config.round_to > 1 and config.round_to % 2:
+        raise InputError(f"--round-to {config.round_to}: must be 1 or even, as rotary pairs go two by two")
     return config, resume, overwrite
 
 
@@ -133,7 +136,9 @@ def tiny_base() -> str:
     target = HERE / "out" / "tiny-base"
     if not (target / "params.json").exists():
         print(f"base: no --model given; pretraining the built-in tiny one, once, for {target}", flush=True)
-        subprocess.run([sys.executable, HERE / "scripts" / "tiny_base.py", target], check=True)
+        made = subprocess.run([sys.executable, HERE / "scripts" / "tiny_base.py", target])
+        if made.returncode:
+            sys.exit(made.returncode)  # it has said why
     return str(target)
 
 
@@ -174,9 +179,11 @@ def peak_memory(device: torch.device) -> int:
 @torch.no_grad()
 def validation_loss(model: Llama, rows: data.Rows, batch_size: int, masks=None) -> tuple[float, float]:
     """Mean negative log-likelihood in nats of all targets of `rows`, and tokens read per second."""
-    total, count, begin = 0.0, 0, time.perf_counter()
+    total, count, device = 0.0, 0, model.norm.weight.device
+    model.nll(*rows.at(slice(batch_size), device), masks)  # a warm-up, not timed
+    begin = time.perf_counter()
     for i in range(0, len(rows.tokens), batch_size):
-        tokens, targets = rows.at(slice(i, i + batch_size), model.norm.weight.device)
+        tokens, targets = rows.at(slice(i, i + batch_size), device)
         total += model.nll(tokens, targets, masks).item()
         count += int((targets != llama.IGNORE).sum())
     return total / max(1, count), rows.tokens.numel() / (time.perf_counter() - begin)
@@ -341,17 +348,16 @@ class Run:
             return self.groups.masks(self.target_decisions(), aware=False, dtype=self.dtype)
 
     # What `state` writes, `load_state` reads; the model comes back by export.restore. Batches are a function
-    # of the step, so torch's is the only random state.
+    # of the step and noise is drawn on the CPU, so torch's CPU generator is the only random state.
     PLAIN = ("step", "frozen", "sliced", "skipped", "in_a_row", "record", "d")
 
     def state(self) -> dict:
         parts = () if self.frozen else (self.generator, self.generator_optimizer)
-        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
         return {name: getattr(self, name) for name in self.PLAIN} | {
             "config": vars(self.config), "optimizer": self.optimizer.state_dict(),
             "searching": [part.state_dict() for part in parts],
             "lora": {name: p.data for name, p in export.lora_parameters(self.model).items()},
-            "rng": torch.get_rng_state(), "cuda_rng": cuda}
+            "rng": torch.get_rng_state()}
 
     def load_state(self, saved: dict) -> None:
         for name in self.PLAIN:
@@ -364,8 +370,6 @@ class Run:
             self.generator.load_state_dict(saved["searching"][0])
             self.generator_optimizer.load_state_dict(saved["searching"][1])
         torch.set_rng_state(saved["rng"])
-        if saved["cuda_rng"]:
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
 
 
 def tune(run: Run, save, log) -> None:
@@ -376,7 +380,8 @@ def tune(run: Run, save, log) -> None:
         begin = time.monotonic()
         terms = run.advance()
         seconds += time.monotonic() - begin
-        milestone, stop = run.step in (run.freeze_step, config.steps), run.stop_asked
+        at_end, stop = run.step == config.steps, run.stop_asked
+        milestone = at_end or run.step == run.freeze_step
         if milestone or run.step % config.eval_every == 0:
             terms["val_loss"], _ = validation_loss(run.model, run.rows.validation, config.batch_size,
                                                    run.pruned_masks())
@@ -388,7 +393,7 @@ def tune(run: Run, save, log) -> None:
             log(line)
             print(log_line(line, config.steps, (config.steps - run.step) / rate), flush=True)
             last_step, seconds = run.step, 0.0
-        if stop or not run.in_a_row and (milestone or run.step % config.checkpoint_every == 0):
+        if at_end or stop or not run.in_a_row and (milestone or run.step % config.checkpoint_every == 0):
             save()
 
 
@@ -532,13 +537,16 @@ def main() -> None:
     out = Path(resume or config.out or Path("out") / Path(config.data[0]).stem)
     checkpoint = export.read_checkpoint(out) if resume else None
     if checkpoint:
-        config = Config(**checkpoint["config"])
-    elif (out / "log.jsonl").exists() and not overwrite:
+        try:
+            config = Config(**checkpoint["config"])
+        except TypeError as error:
+            raise InputError(f"{out / 'ckpt.pt'}: written by another version of train.py ({error})") from None
+    elif any((out / name).exists() for name in ("ckpt.pt", "pruned", "summary.json")) and not overwrite:
         raise InputError(f"{out}: holds a run already; go on with it (--resume {out}), replace it "
                          "(--overwrite), or write elsewhere (--out)")
     device = llama.find_device(config.device)
     if config.dtype == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         config.dtype = "bfloat16" if bf16 else "float32"
     run, tokenizer = open_run(config, device, out, checkpoint)
     log_path = prepare_directory(out, run, resuming=bool(resume))
@@ -549,8 +557,7 @@ def main() -> None:
         llama.write_atomic(out / "ckpt.pt", lambda file: torch.save(run.state(), file))
 
     def ask_to_stop(signum, frame):
-        run.stop_asked = True
-        print("\nstopping after this step; once more ends at once", flush=True)
+        run.stop_asked = True  # after this step; a second signal ends at once
         signal.signal(signum, signal.SIG_DFL)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -562,6 +569,8 @@ def main() -> None:
     if run.stop_asked:
         print(f"stopped at step {run.step} of {config.steps}; go on with: python train.py --resume {out}")
         sys.exit(130)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     finish(run, tokenizer, out)
 
 

@@ -86,8 +86,8 @@ def speeds(engines: dict[str, LlamaCpp], prompt: list[int], repeats: int = 7) ->
 
 
 def report(run: Path, say) -> bool:
-    """The rows of one run; whether every difference is within its tolerance."""
-    options, good = export.read_checkpoint(run)["config"], True
+    """The rows of one run; whether any engine was there and every difference is within its tolerance."""
+    options, good, tried = export.read_checkpoint(run)["config"], True, False
     sources = {"base": Path(options["model"]), "pruned": run / "pruned"}
     models = {name: llama.load(source) for name, source in sources.items()}
     tokenizer = llama.Tokenizer(sources["base"] / "tokenizer.model")
@@ -100,7 +100,7 @@ def report(run: Path, say) -> bool:
             try:
                 found = in_transformers(models[name], source, prompts, Path(folder) / name)
                 within = found["difference"] <= TOLERANCE["transformers"] and found["same"] == 1
-                good &= within
+                good, tried = good and within, True
                 say(f"| {run.name} ({shape}) | {name} | transformers, float32 | {found['difference']:.1e} (logits) | "
                     f"{found['same']:.1%} | {found['size'] / 1e6:.1f} MB | | |")
             except ImportError:
@@ -110,7 +110,7 @@ def report(run: Path, say) -> bool:
             import xllamacpp  # noqa: F401
         except ImportError:
             print("gguf or xllamacpp is not installed: left out")
-            return good
+            return good and tried
         for kind in ("f32", "f16", "bf16", "q8_0"):
             engines, archs = {}, {}
             for name, source in sources.items():

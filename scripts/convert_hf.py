@@ -229,8 +229,7 @@ def fast_tokenizer(tokenizer: llama.Tokenizer) -> dict:
 
 def write(model_dir: Path, target: Path) -> str:
     """Writes the raw model directory as a Hugging Face directory; returns what to tell the user. Raises InputError."""
-    parameters = torch.load(next(iter(sorted(model_dir.glob("consolidated.*.pth")))), weights_only=True, mmap=True)
-    dtype = parameters["norm.weight"].dtype
+    dtype = getattr(llama.open_shards(model_dir)[0].get("norm.weight"), "dtype", torch.float32)
     model = llama.load(model_dir, dtype)
     state, size = hf_state(model)
     config, tokenizer = model.config, llama.Tokenizer(model_dir / "tokenizer.model")

@@ -63,4 +63,4 @@ def make(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    llama.command(lambda: make(Path(sys.argv[1])))

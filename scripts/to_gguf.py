@@ -8,6 +8,7 @@ are written as `deci`, which llama.cpp runs with LLaMA's graph and sizes of each
 (space `dims`) fit neither; their zeros are put back, so such a file is no smaller in its attention.
 """
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def write(source: Path, target: Path, kind: str) -> str:
                           "bf16": gguf.LlamaFileType.MOSTLY_BF16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[kind])
     add_tokenizer(writer, tokenizer, config.vocab_size)
     if config.use_scaled_rope:  # llama.cpp divides each pair's frequency by this
-        plain = llama.rotary_frequencies(llama.dataclasses.replace(config, use_scaled_rope=False))
+        plain = llama.rotary_frequencies(dataclasses.replace(config, use_scaled_rope=False))
         writer.add_tensor("rope_freqs.weight", (plain / llama.rotary_frequencies(config)).numpy())
     fallbacks = 0
     for name, p in model.named_parameters():

@@ -94,6 +94,7 @@ def test_budget_term_and_straight_through_worked_by_hand():
     assert math.isclose(term.item(), math.log(2), rel_tol=1e-5)
     assert math.isclose(float(torch.autograd.grad(term, kept)[0]), -1 / 0.3, rel_tol=1e-5)
 
+    assert set(atp.straight_through(torch.rand(1000)).tolist()) == {0.0, 1.0}
     logit = torch.tensor([-0.2, 0.4], requires_grad=True)
     d = atp.straight_through(torch.sigmoid(logit / 0.4))
     assert d.tolist() == [0, 1]
@@ -190,6 +191,8 @@ def test_taylor_saliency_is_the_gradient_of_the_mask():
     groups = Groups(model.config, "dims")
     tokens, targets = random_tokens(2, 9), random_tokens(2, 9, seed=1)
     targets[0, :3] = IGNORE
+    empty = torch.full_like(targets, IGNORE)
+    assert atp.taylor_saliency(model, groups, [(tokens, empty)]).eq(0).all()  # not a division by zero
     saliency = atp.taylor_saliency(model, groups, [(tokens, targets)])
     for group in (0, 7, 40, len(groups) - 1):  # against a central difference
         losses = []

@@ -84,6 +84,7 @@ ARGUMENTS = [
     (["--device", "cuda:99"], "--device cuda:99"), (["--alpha", "3"], "--alpha has no effect"), (["--frobnicate"], "--frobnicate"),
     (["--resume", "nowhere"], "no others"), (["--data", "missing.jsonl"], "missing.jsonl"), (["--data", "."], "cannot be read"),
     (["--model", "missing"], "missing"), (["--model", "."], "."), (["--out", "/proc/run"], "cannot be written"),
+    (["--round-to", "3"], "--round-to 3"), (["--lasso", "none", "--lasso-weight", "1"], "--lasso-weight has no effect"),
 ]
 LINES = [  # the third line of a data file
     (b'{"text": "a"', "not JSON"), (b"plain text", "not JSON"), (b'{"text": "\xff\xfe"}', "UTF-8"), ("{\"text\": \"é\"}".encode("utf-16"), "UTF-8"),
@@ -91,10 +92,11 @@ LINES = [  # the third line of a data file
     (b"[]", "not a JSON object"), (b"null", "not a JSON object"), (b'"text"', "not a JSON object"), (b"{}", "fit no known format"),
     (b'{"Text": "a"}', "fit no known format"), (b'{"prompt": "p"}', "fit no known format"), (b'{"answer": "a"}', "fit no known format"),
     (b'{"text": 5}', "not a string"), (b'{"text": null}', "not a string"), (b'{"text": ["a"]}', "not a string"), (b'{"text": {"text": "a"}}', "not a string"),
-    (b'{"prompt": "p", "answer": 42}', "not a string"), (b'{"text": ""}', "empty"), (b'{"text": "  "}', "empty"),
+    (b'{"prompt": "p", "answer": 42}', "not a string"), (b'{"text": "\\ud83d..."}', "lone surrogate"), (b'{"text": ""}', "empty"), (b'{"text": "  "}', "empty"),
     (b'{"prompt": "", "answer": "a"}', "empty"), (b'{"prompt": "p", "answer": ""}', "empty"), (b'{"source": "s", "summary": 1}', "not a string"),
     (b'{"citing_prompt": "c", "holding_0": "h", "label": "0"}', "missing or unexpected"),
     (b'{"citing_prompt": "c", "holding_0": "h", "holding_1": "h", "holding_2": "h", "holding_3": "h", "holding_4": "h", "label": "9"}', "unexpected"),
+    (b'{"citing_prompt": "c", "holding_0": "h", "holding_1": "h", "holding_2": "h", "holding_3": "h", "holding_4": "h", "label": -1}', "unexpected"),
     (b'{"sentence1": "a", "sentence2": "b", "gold_label": "perhaps"}', "unexpected"),
     (b'{"question": "q", "context": "not nested", "final_decision": "yes"}', "unexpected"), (b"9" * 6000, "not JSON"),
 ]
@@ -180,9 +182,29 @@ def test_checkpoints(refused, options, tmp_path, monkeypatch):
         write(run / "ckpt.pt", damage)
         refused(["--resume", run], "ckpt.pt")
         refused([run], "ckpt.pt", main=export.main)
+    torch.save({"step": 1}, run / "ckpt.pt")
+    refused(["--resume", run], "not a checkpoint")
+    state = export.llama.read_tensors(write(run / "ckpt.pt", good), mmap=False)
+    state["config"]["colour"] = "blue"
+    torch.save(state, run / "ckpt.pt")
+    refused(["--resume", run], "another version")
     (run / "ckpt.pt").unlink()
     refused(["--resume", run], "no ckpt.pt")
     refused(["--resume", tmp_path / "nowhere"], "no ckpt.pt")
+
+
+def test_nothing_of_others_is_overwritten(refused, options, tmp_path, monkeypatch):
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    assert command(monkeypatch, *options, "--steps", 4, "--space", "heads") == 0
+    precious.mkdir()
+    write(precious / "thesis.tex", "years of work")
+    for target in (precious, run, tmp_path):
+        refused([run, "--out", target], "exists already", main=export.main)
+        refused([run, "--hf", target], "exists already", main=export.main)
+    refused([run, "--hf", tmp_path / "hf", "--dtype", "bfloat16"], "--dtype", main=export.main)
+    refused([tmp_path / "nowhere", "--hf", tmp_path / "hf"], "no consolidated", main=export.main)
+    refused([run, "--out", tmp_path / "new", "--device", "meta"], "--device meta", main=export.main)
+    refused([run / "pruned", "--max-tokens", "-9"], "--max-tokens", main=llama.main)
 
 
 def test_as_from_the_shell(tmp_path):

@@ -1,6 +1,7 @@
 """The loop on a random model: it learns, prunes, freezes, exports, resumes; and the commands refuse what they cannot do."""
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ def test_a_run_learns_prunes_and_exports(monkeypatch, options, tmp_path, extra):
     assert log[-1]["step"] == 16 and log[-1]["loss"] < log[0]["loss"]
     loss = summary["val_loss"]
     assert loss["exported"] < loss["base"] and abs(loss["exported"] - loss["pruned"]) < (0.05 if "bfloat16" in extra else 1e-4)
-    assert summary["obtained_prune"] == pytest.approx(summary["requested_prune"], abs=0.02)
+    config = train.Config(**export.read_checkpoint(tmp_path / "run")["config"])
+    groups = train.Groups(llama.LlamaConfig.read(Path(config.model) / "params.json"), config.space, config.round_to, config.uniform)
+    assert 0 <= summary["obtained_prune"] - summary["requested_prune"] < int(groups.chunk_cost.max()) / groups.total
     assert summary["max_logit_diff"] < (0.1 if "bfloat16" in extra else 1e-4)
     assert all(line["kept"] == log[-1]["kept"] for line in log if line["phase"] == "tune")
     assert llama.count_parameters(llama.load(tmp_path / "run/pruned")) == summary["params"]["pruned"]
@@ -87,11 +90,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(monkey
     assert export.read_checkpoint(tmp_path / "run")["step"] == 5
 
 
-def test_one_bad_batch_is_skipped(monkeypatch, options):
-    nll = llama.Llama.nll
-    calls = iter(range(10**6))
-    monkeypatch.setattr(llama.Llama, "nll", lambda *a, **k: nll(*a, **k) * (math.nan if next(calls) == 60 else 1))
+@pytest.mark.parametrize("player", ["lora_step", "generator_step"])
+def test_one_bad_batch_is_skipped_and_counted(monkeypatch, options, tmp_path, player):
+    nll, step = llama.Llama.nll, getattr(train.Run, player)
+
+    def poisoned(run):
+        with monkeypatch.context() as patch:
+            if run.step == 3:
+                patch.setattr(llama.Llama, "nll", lambda *arguments: nll(*arguments) * math.nan)
+            return step(run)
+
+    monkeypatch.setattr(train.Run, player, poisoned)
     assert command(monkeypatch, *options) == 0
+    assert [line["skipped"] for line in read_log(tmp_path / "run")] == [0] + [1] * 7
+    assert all(p.isfinite().all() for p in llama.load(tmp_path / "run/pruned").parameters())
 
 
 def test_resuming_with_other_data_is_refused_by_name(monkeypatch, options, tmp_path, data_file, capsys):
