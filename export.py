@@ -56,7 +56,7 @@ def merge(model: Llama) -> None:
         linear.merge()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logits_of(model: Llama, tokens: Tensor, masks=None) -> Tensor:
     """Logits [B, T, V] on the CPU, a row at a time."""
     return torch.cat([model(row[None], masks).cpu() for row in tokens])

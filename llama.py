@@ -404,6 +404,10 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
     return shards
 
 
+def stored_dtype(directory: Path) -> torch.dtype:
+    return getattr(open_shards(directory)[0].get("norm.weight"), "dtype", torch.float32)
+
+
 def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
     """Loads a model directory, every weight frozen. Without `output.weight`, output and embedding are tied.
 
@@ -534,7 +538,7 @@ class Tokenizer:
 
 # ------------------------------------------------------------------------------------------------- generation
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(model: Llama, prompt: list[int], max_tokens: int, temperature=0.0, top_k=0, stop=()):
     """Yields token ids after `prompt`, a forward pass each. Temperature 0: greedy; top_k 0: sample from all."""
     device = model.tok_embeddings.weight.device
@@ -576,12 +580,16 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=40, help="sample among the k likeliest; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as stored; float32 on a CPU")
     args = parser.parse_args()
     if args.max_tokens < 1 or args.top_k < 0 or not 0 <= args.temperature < 1e6:
         raise InputError("--max-tokens must be at least 1, --top-k and --temperature at least 0")
     torch.manual_seed(args.seed)
-    model = load(args.model, getattr(torch, args.dtype), find_device(args.device))
+    device = find_device(args.device)
+    dtype = getattr(torch, args.dtype or "float32")
+    if device.type != "cpu" and not args.dtype:
+        dtype = stored_dtype(args.model)
+    model = load(args.model, dtype, device)
     tokenizer = Tokenizer(args.model / "tokenizer.model")
     tokenizer.check(model.config)
 

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import resource
 import shutil
 import signal
 import subprocess
@@ -171,6 +170,10 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most that tensors took on a GPU, or that the process took otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -88,39 +88,36 @@ def read_config(path: Path) -> LlamaConfig:
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """All tensors of a directory by their HF names, memory-mapped. Raises InputError."""
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        paths = sorted(directory.glob(pattern))
-        if paths and pattern.endswith("safetensors"):
-            try:
-                from safetensors.torch import load_file
-            except ImportError:
-                if list(directory.glob("pytorch_model*.bin")):
-                    continue
-                raise InputError(f"{directory}: holds .safetensors files; pip install safetensors") from None
-        if paths:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        load_file = None
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        stem, suffix = whole.split(".")
+        paths, index = sorted(directory.glob(f"{stem}*.{suffix}")), directory / f"{whole}.index.json"
+        if paths and (suffix == "bin" or load_file):
             break
     else:
+        if list(directory.glob("model*.safetensors")):
+            raise InputError(f"{directory}: its weights are .safetensors files; pip install safetensors")
         raise InputError(f"{directory}: no pytorch_model*.bin and no model*.safetensors")
-    indexes = list(directory.glob(pattern.replace("*", "").replace(".", ".*") + ".index.json")) or \
-        list(directory.glob("*.index.json"))
-    if len(paths) > 1 or indexes:
+    if len(paths) > 1 or index.exists():
         try:
-            named = {str(name) for name in json.loads(indexes[0].read_text())["weight_map"].values()}
-        except (IndexError, OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{directory}: several weight files but no readable index.json beside them") from None
-        for name in sorted(named):  # names only, never paths: a shard lies in the folder or nowhere
+            names = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{index}: not a readable index of the weight files beside it") from None
+        for name in sorted(names):  # names only, never paths: a shard lies in the folder or nowhere
             if Path(name).name != name or not (directory / name).is_file():
-                raise InputError(f"{directory}: the index names {name[:80]!r}, which is not a file in this folder")
-        paths = [directory / name for name in sorted(named)]
+                raise InputError(f"{index}: names {name[:80]!r}, which is not a file in this folder")
+        paths = [directory / name for name in sorted(names)]
     state = {}
     for path in paths:
-        if path.suffix == ".bin":
-            state |= llama.read_tensors(path, mmap=True)
-        else:
-            try:
-                state |= load_file(path)
-            except Exception as error:  # safetensors raises its own classes
-                raise InputError(f"{path}: not readable ({llama.first_line(error)})") from None
+        try:
+            state |= llama.read_tensors(path, mmap=True) if suffix == "bin" else load_file(path)
+        except InputError:
+            raise
+        except Exception as error:  # safetensors raises a class of its own
+            raise InputError(f"{path}: not readable ({llama.first_line(error)})") from None
     return state
 
 
@@ -229,7 +226,7 @@ def fast_tokenizer(tokenizer: llama.Tokenizer) -> dict:
 
 def write(model_dir: Path, target: Path) -> str:
     """Writes the raw model directory as a Hugging Face directory; returns what to tell the user. Raises InputError."""
-    dtype = getattr(llama.open_shards(model_dir)[0].get("norm.weight"), "dtype", torch.float32)
+    dtype = llama.stored_dtype(model_dir)
     model = llama.load(model_dir, dtype)
     state, size = hf_state(model)
     config, tokenizer = model.config, llama.Tokenizer(model_dir / "tokenizer.model")

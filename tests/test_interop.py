@@ -81,6 +81,26 @@ def test_logits_equal_transformers(tmp_path, tokenizer_file, how):
     assert (stock(tmp_path / "hf")(tokens).logits - model(tokens)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("how", [
+    dict(num_key_value_heads=4), dict(num_key_value_heads=2, head_dim=16), dict(num_key_value_heads=1, tie_word_embeddings=True),
+    dict(num_key_value_heads=2, rope_parameters=dict(rope_type="llama3", rope_theta=500000.0, factor=32.0, low_freq_factor=1.0,
+                                                     high_freq_factor=4.0, original_max_position_embeddings=8192))])
+def test_models_that_transformers_wrote(tmp_path, how):
+    """Their initialization, their files (safetensors), through our converter: the same logits, and back the same tensors."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(hidden_size=32, intermediate_size=88, num_hidden_layers=2, num_attention_heads=4,
+                                      vocab_size=320, initializer_range=0.2, **how)
+    theirs, tokens = transformers.LlamaForCausalLM(config).eval(), random_tokens(2, 40)
+    theirs.save_pretrained(tmp_path / "hf")
+    convert_hf.convert(tmp_path / "hf", tmp_path / "raw")
+    ours = llama.load(tmp_path / "raw")
+    assert (ours.output is None) == bool(how.get("tie_word_embeddings"))
+    assert (theirs(tokens).logits - ours(tokens)).abs().max() < 1e-4
+    back, _ = convert_hf.hf_state(ours)
+    assert all(torch.equal(back[name], weight) for name, weight in theirs.state_dict().items() if name in back)
+
+
 @pytest.mark.parametrize("space, uniform", [("heads", True), ("heads", False), ("dims", False)])
 def test_pruned_model_in_stock_transformers(tmp_path, tokenizer_file, space, uniform):
     model, tokens = pruned(space, uniform), random_tokens(2, 20)
