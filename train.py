@@ -56,7 +56,7 @@ class Config:
     accumulate: int = option(1, "forward passes of one LoRA step", 1)
     seq_len: int = option(256, "tokens of a row", 2)
     answer_only: bool = option(False, "no loss on prompts, only on answers")
-    lr: float = option(1e-3, "LoRA's peak learning rate", 1e-9, 1e3)
+    lr: float = option(2e-3, "LoRA's peak learning rate", 1e-9, 1e3)
     warmup: float = option(0.03, "fraction of the steps over which it rises; then cosine to a tenth", 0, 1)
     weight_decay: float = option(0.01, "AdamW's, on LoRA", 0, 1e3)
     clip: float = option(1.0, "largest gradient norm of a LoRA step", 1e-9)
