@@ -32,28 +32,41 @@ class Example(NamedTuple):
     options: tuple[str, ...] = ()  # the candidate answers of a multiple-choice question
 
 
-def _choice(prompt: str, options, index: int) -> Example:
-    return Example(prompt, options[index], tuple(options))
+def _choice(prompt: str, options, answer: str) -> Example:
+    return Example(prompt, options[options.index(answer)], tuple(options))  # ValueError if it is none of them
+
+
+def _holding(prompt: str, options: list, label) -> Example:
+    return Example(prompt + "\nThe cited holding:", options[list("01234").index(str(label))], tuple(options))
+
+
+def _pubmed(contexts: list, question: str, decision: str) -> Example:
+    if not isinstance(contexts, list):
+        raise TypeError("the contexts are not a list")
+    return _choice("\n".join(contexts) + f"\nQuestion: {question}\nAnswer:", ["yes", "no", "maybe"], decision)
 
 
 # The first row whose keys a record has makes the Example. A prompt ends where the answer's space begins.
 FORMATS = {
     "prompt and answer": (("prompt", "answer"), lambda r: Example(r["prompt"], r["answer"])),
-    "BillSum": (("source", "summary"), lambda r: Example(
-        f"{r['source']}\nSummary of the bill:", r["summary"])),
-    "CaseHOLD": (("citing_prompt", "holding_0", "label"), lambda r: _choice(
-        f"{r['citing_prompt']}\nThe cited holding:",
-        [r[f"holding_{i}"] for i in range(5)], "01234".index(str(r["label"])))),
+    "BillSum": (("source", "summary"), lambda r: Example(f"{r['source']}\nSummary of the bill:", r["summary"])),
+    "BillSum (Hugging Face)": (("text", "summary"), lambda r: Example(
+        f"{r['text']}\nSummary of the bill:", r["summary"])),
+    "CaseHOLD": (("citing_prompt", "holding_0", "label"), lambda r: _holding(
+        r["citing_prompt"], [r[f"holding_{i}"] for i in range(5)], r["label"])),
+    "CaseHOLD (LexGLUE)": (("context", "endings", "label"), lambda r: _holding(
+        r["context"], [*r["endings"]], r["label"])),
     "MedNLI": (("sentence1", "sentence2", "gold_label"), lambda r: _choice(
         f"Premise: {r['sentence1']}\nHypothesis: {r['sentence2']}\nRelation:",
-        ["entailment", "contradiction", "neutral"],
-        ["entailment", "contradiction", "neutral"].index(r["gold_label"]))),
-    "PubMedQA": (("question", "context", "final_decision"), lambda r: _choice(
-        f"{' '.join(r['context']['contexts'])}\nQuestion: {r['question']}\nAnswer:",
-        ["yes", "no", "maybe"], ["yes", "no", "maybe"].index(r["final_decision"]))),
+        ["entailment", "contradiction", "neutral"], r["gold_label"])),
+    "PubMedQA": (("QUESTION", "CONTEXTS", "final_decision"), lambda r: _pubmed(
+        r["CONTEXTS"], r["QUESTION"], r["final_decision"])),
+    "PubMedQA (Hugging Face)": (("question", "context", "final_decision"), lambda r: _pubmed(
+        r["context"]["contexts"], r["question"], r["final_decision"])),
     "HQS": (("CHQ", "Summary"), lambda r: Example(f"{r['CHQ']}\nThe question in short:", r["Summary"])),
     "text": (("text",), lambda r: Example("", r["text"])),
 }
+STRUCTURED = {"label", "endings", "context", "CONTEXTS"}  # keys whose value may be something other than a string
 
 
 EXPECTED = 'expected {"text": ...} or {"prompt": ..., "answer": ...}'
@@ -71,6 +84,7 @@ def parse(record, where: str) -> tuple[str, Example]:
                 raise InputError(f"{where}: a {name} record with a missing or unexpected value "
                                  f"({type(error).__name__}: {str(error)[:80]})") from None
             texts = [example.prompt, example.answer, *example.options]
+            texts += [record[key] for key in keys if key not in STRUCTURED]
             if not all(isinstance(text, str) for text in texts):
                 raise InputError(f"{where}: one of {', '.join(keys)} is not a string")
             if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):

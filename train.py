@@ -267,8 +267,7 @@ class Run:
         config, keep = self.config, annealed_keep(self.config, self.step, self.freeze_step)
         tokens, targets = self.batch(self.rows.decision, self.step // config.generator_every, config.seed + 1)
         d = self.soft_decisions(self.generator(), keep)
-        if config.straight_through:
-            d = straight_through(d)
+        d = straight_through(d) if config.straight_through else d
         nll = self.model.nll(tokens, targets, self.groups.masks(d, aware=False, dtype=self.dtype))
         loss = nll / (targets != llama.IGNORE).sum().clamp(min=1)
         terms = {"gen_loss": loss.item()}
@@ -281,8 +280,10 @@ class Run:
             self.generator_optimizer.step()
         with torch.no_grad():
             logits, last = self.generator(), self.d
-            sampled = self.soft_decisions(logits, keep) > 0.5 if config.sample else None
-            self.d = self.groups.decide(logits, keep)[0] if sampled is None else sampled
+            if config.sample:
+                self.d = self.soft_decisions(logits, keep) > 0.5
+            else:
+                self.d, _ = self.groups.decide(logits, keep)
         return terms | {"flips": (self.d != last).float().mean().item()}
 
     def lora_step(self) -> dict[str, float]:

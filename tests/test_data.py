@@ -19,12 +19,18 @@ def test_formats_are_recognized_by_their_keys():
     assert data.parse({"sentence1": "s", "sentence2": "t", "gold_label": "neutral"}, "")[1].answer == "neutral"
     question = {"question": "q", "context": {"contexts": ["a", "b"]}, "final_decision": "no", "long_answer": "x"}
     name, example = data.parse(question, "")
-    assert name == "PubMedQA" and example.answer == "no" and example.prompt.startswith("a b\nQuestion: q")
+    assert name.startswith("PubMedQA") and example.answer == "no" and example.prompt == "a\nb\nQuestion: q\nAnswer:"
+    assert data.parse({"QUESTION": "q", "CONTEXTS": ["a", "b"], "final_decision": "no"}, "") == ("PubMedQA", example)
+    name, example = data.parse({"context": "cites", "endings": ["a", "b", "c", "d", "e"], "label": 4}, "")
+    assert name == "CaseHOLD (LexGLUE)" and example.answer == "e"
+    assert data.parse({"text": "bill", "summary": "short", "title": "t"}, "")[1].answer == "short"
     assert data.parse({"CHQ": "long", "Summary": "short"}, "")[1].answer == "short"
 
 
 @pytest.mark.parametrize("line, says", [
     ('{"txt": "a"}', "'txt' fit no known format"), ('{"text": 5}', "not a string"), ("[1]", "not a JSON object"),
+    ('{"source": 5, "summary": "a"}', "not a string"), ('{"context": ["c"], "endings": ["a"], "label": 0}', "missing or unexpected"),
+    ('{"question": "q", "context": {"contexts": "c"}, "final_decision": "no"}', "missing or unexpected"),
     ('{"text": "a"', "not JSON"), ('{"text": ""}', "empty"), ('{"prompt": "", "answer": "a"}', "empty"),
     ('{"citing_prompt": "c", "holding_0": "h", "label": 0}', "missing or unexpected"), ("[" * 100000, "not JSON")])
 def test_a_bad_record_is_named_by_its_line(tmp_path, line, says):
