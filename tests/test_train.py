@@ -42,6 +42,18 @@ def test_the_searched_budget_anneals_to_the_target(monkeypatch, options, tmp_pat
     assert keep == pytest.approx([0.96, 0.8, 0.6, 0.6])
 
 
+def test_slicing_at_the_freeze_makes_no_jump(monkeypatch, options, tmp_path):
+    """At the freeze, the validation loss of the cut model is the masked one's; the exported models end alike."""
+    at_freeze, at_end = [], []
+    for flag in ("--slice-at-freeze", "--no-slice-at-freeze"):
+        assert command(monkeypatch, *options, flag, "--out", tmp_path / flag) == 0
+        losses = {line["step"]: line["val_loss"] for line in read_log(tmp_path / flag) if "val_loss" in line}
+        at_freeze.append(losses[8])
+        at_end.append(losses[16])
+    assert at_freeze[0] == pytest.approx(at_freeze[1], abs=1e-5)
+    assert at_end[0] == pytest.approx(at_end[1], abs=0.05)
+
+
 @pytest.mark.parametrize("stop", [5, 8, 11])  # in the search, at the freeze, after it
 def test_a_resumed_run_ends_like_an_uninterrupted_one(monkeypatch, options, tmp_path, stop):
     whole = tmp_path / "whole"
