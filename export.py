@@ -110,8 +110,8 @@ def lora_parameters(model: Llama) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if name.endswith((".A", ".B"))}
 
 
-def restore(checkpoint: dict, model: Llama) -> tuple[Llama, Groups, Tensor]:
-    """From its loaded base, the checkpoint's model (cut if the run's was, with LoRA), groups and decisions."""
+def restore(checkpoint: dict, model: Llama) -> tuple[Groups, Tensor]:
+    """Makes the loaded base `model` the checkpoint's (cut if the run's was, with LoRA); its groups and d [G]."""
     options = checkpoint["config"]
     device = model.norm.weight.device
     groups = Groups(model.config, options["space"], options["round_to"], options["uniform"], device)
@@ -121,7 +121,7 @@ def restore(checkpoint: dict, model: Llama) -> tuple[Llama, Groups, Tensor]:
     add_lora(model, options["rank"], options["lora_scale"])
     for name, parameter in lora_parameters(model).items():
         parameter.data.copy_(checkpoint["lora"][name])
-    return model, groups, d
+    return groups, d
 
 
 def add_lora(model: Llama, rank: int, scale: float) -> None:
@@ -151,8 +151,8 @@ def main() -> None:
         raise InputError(f"{args.run}: stopped at step {checkpoint['step']} of {options['steps']}, before its "
                          f"decisions were frozen; go on first: python train.py --resume {args.run}")
     dtype = getattr(torch, args.dtype or options["dtype"])
-    base = llama.load(options["model"], dtype, llama.find_device(args.device))
-    model, groups, d = restore(checkpoint, base)
+    model = llama.load(options["model"], dtype, llama.find_device(args.device))
+    groups, d = restore(checkpoint, model)
     tokenizer = Tokenizer(Path(options["model"]) / "tokenizer.model")
     rows = data.load(options["data"], tokenizer, options["seq_len"]).validation
     target = args.out or args.run / "pruned"

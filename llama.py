@@ -125,7 +125,7 @@ class LlamaConfig:
                 hidden = int(self.ffn_dim_multiplier * hidden)
             hidden = self.multiple_of * -(-hidden // self.multiple_of)
             size = LayerSize(self.n_heads, self.n_kv_heads, self.head_dim, self.head_dim, hidden)
-            self.layers = [dataclasses.replace(size) for _ in range(min(self.n_layers, 1000))]  # or a bomb
+            self.layers = [dataclasses.replace(size) for _ in range(min(self.n_layers, 1000))]  # more is a lie
         if self.head_dim % 2 or len(self.layers) != self.n_layers:
             raise ValueError(f"{len(self.layers)} layers of {self.n_layers}, {self.head_dim} dimensions a head")
         pairs = self.head_dim // 2

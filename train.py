@@ -276,7 +276,7 @@ class Run:
             loss, terms["budget"] = loss + config.alpha * term, term.item()
         self.generator_optimizer.zero_grad()
         loss.backward(inputs=list(self.generator.parameters()))
-        if self.finite(torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 3.0)):
+        if self.finite(torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 3.0)):  # the authors' bound
             self.generator_optimizer.step()
         with torch.no_grad():
             logits, last = self.generator(), self.d
@@ -466,12 +466,12 @@ def check_room(out: Path, run: Run) -> None:
     learned = [*run.optimizer.param_groups[0]["params"], *run.generator.parameters()]
     checkpoint = 3 * 4 * sum(p.numel() for p in learned)  # a parameter and AdamW's two moments, float32
     kept = llama.count_parameters(run.model) - run.config.prune * run.groups.total
-    needed, exists = int(2 * checkpoint + kept * run.dtype.itemsize), out.resolve()
-    while not exists.exists():
-        exists = exists.parent
+    needed, folder = int(2 * checkpoint + kept * run.dtype.itemsize), out.resolve()
+    while not folder.exists():
+        folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=exists):
-            free = shutil.disk_usage(exists).free
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     if free < needed:
@@ -497,7 +497,7 @@ def open_run(config: Config, device, out: Path, checkpoint: dict | None) -> tupl
         for name, digest in checkpoint["record"]["fingerprint"].items():
             if digests.get(name) != digest:
                 raise InputError(f"--resume: {name} changed since the checkpoint; bring it back or start anew")
-        model, groups, _ = export.restore(checkpoint, model)
+        groups, _ = export.restore(checkpoint, model)
         run = Run(config, model, groups, rows)
         run.load_state(checkpoint)
         print(f"resuming at step {run.step} of {config.steps}", flush=True)
@@ -548,6 +548,8 @@ def main() -> None:
     elif any((out / name).exists() for name in ("ckpt.pt", "pruned", "summary.json")) and not overwrite:
         raise InputError(f"{out}: holds a run already; go on with it (--resume {out}), replace it "
                          "(--overwrite), or write elsewhere (--out)")
+    if config.model and (out / "pruned").resolve() == Path(config.model).resolve():
+        raise InputError(f"{out}: the run would replace the model it starts from; choose another --out")
     device = llama.find_device(config.device)
     if config.dtype == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -198,6 +198,8 @@ def test_nothing_of_others_is_overwritten(refused, options, tmp_path, monkeypatc
     assert command(monkeypatch, *options, "--steps", 4, "--space", "heads") == 0
     precious.mkdir()
     write(precious / "thesis.tex", "years of work")
+    again = [*options, "--space", "heads", "--model", run / "pruned", "--prune", "0.1", "--overwrite"]
+    refused(again, "replace the model it starts from")  # a second round of pruning, into the same run
     for target in (precious, run, tmp_path):
         refused([run, "--out", target], "exists already", main=export.main)
         refused([run, "--hf", target], "exists already", main=export.main)
