@@ -42,6 +42,51 @@ def test_the_searched_budget_anneals_to_the_target(monkeypatch, options, tmp_pat
     assert keep == pytest.approx([0.96, 0.8, 0.6, 0.6])
 
 
+def searching_run(model_dir, data_file, tokenizer, **config):
+    """A run in the middle of its search that has no validation split at all: none of its steps may look there."""
+    model = llama.load(model_dir)
+    config = train.Config(model=str(model_dir), steps=100, seq_len=32, batch_size=4, lr=1e-2, warmup=0.0, **config)
+    rows = train.data.load([str(data_file)], tokenizer, config.seq_len)
+    rows.validation = rows.questions = None
+    torch.manual_seed(0)
+    groups = train.Groups(model.config, "dims")
+    export.add_lora(model, rank=4, scale=2.0)
+    run = train.Run(config, model, groups, rows)
+    run.warm_start()
+    run.step = 45  # the budget is at its target
+    return run
+
+
+def lora_of(run, removed: bool):
+    """B of w1 and w3 in the removed, or the kept, groups of the first layer."""
+    linears, axes = run.model.layers[0].linears(), run.groups.axes[0]
+    return [linears[name].B[run.d[axes[(name, 0)][0]] != removed] for name in ("w1", "w3")]
+
+
+def test_the_players_move_apart_and_never_look_at_the_validation_split(model_dir, data_file, tokenizer):
+    run = searching_run(model_dir, data_file, tokenizer, lasso="none")
+    lora = {name: p.detach().clone() for name, p in export.lora_parameters(run.model).items()}
+    assert run.generator.prior.std() > 0.5  # the warm start
+    logits = run.generator().detach()
+    run.generator_step()
+    assert not torch.equal(run.generator(), logits) and 0 < int((~run.d).sum()) < len(run.d)
+    for name, p in export.lora_parameters(run.model).items():
+        assert torch.equal(p, lora[name]) and p.grad is None
+    logits, d = run.generator().detach(), run.d
+    run.lora_step()
+    assert torch.equal(run.generator(), logits) and run.d is d
+    # Through the LoRA-aware forward, B learns where its groups are off just as where they are on.
+    assert all(rows.any(dim=1).all() for removed in (True, False) for rows in lora_of(run, removed))
+
+
+def test_the_lasso_acts_in_the_loop(model_dir, data_file, tokenizer):
+    run = searching_run(model_dir, data_file, tokenizer, lasso_weight=100.0)
+    run.generator_step()
+    run.lora_step()
+    assert not any(rows.any() for rows in lora_of(run, removed=True))
+    assert all(rows.any(dim=1).all() for rows in lora_of(run, removed=False))
+
+
 def test_slicing_at_the_freeze_makes_no_jump(monkeypatch, options, tmp_path):
     """At the freeze, the validation loss of the cut model is the masked one's; the exported models end alike."""
     at_freeze, at_end = [], []
