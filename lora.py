@@ -10,7 +10,8 @@ A frozen weight W gets a trainable low-rank update s B A (LoRA, arXiv 2106.09685
                  x ──┬── d_in ── W ── d_out ──(+)── y
                      └────── A ── s ── B ──────┘            (LoRA-aware; [in] → [rank] → [out])
 
-Both are exact for 0/1 decisions. Try it:  python -m pytest tests/test_lora.py
+Both are exact for 0/1 decisions. In a group that is off and whose LoRA is exactly zero on all sides, gradients
+are zero too (a product of zeros): such a group comes back by the generator, not by LoRA. Try it:  python -m pytest tests/test_lora.py
 """
 import math
 from typing import NamedTuple
