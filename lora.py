@@ -11,7 +11,9 @@ A frozen weight W gets a trainable low-rank update s B A (LoRA, arXiv 2106.09685
                      └────── A ── s ── B ──────┘            (LoRA-aware; [in] → [rank] → [out])
 
 Both are exact for 0/1 decisions. In a group that is off and whose LoRA is exactly zero on all sides, gradients
-are zero too (a product of zeros): such a group comes back by the generator, not by LoRA. Try it:  python -m pytest tests/test_lora.py
+are zero too (a product of zeros): such a group comes back by the generator, not by LoRA.
+
+Try it:  python -m pytest tests/test_lora.py
 """
 import math
 from typing import NamedTuple
