@@ -253,22 +253,55 @@ def proximal_lasso(layers, groups: Groups, d: Tensor, step: float) -> None:
         rows.mul_(shrink.clamp_(min=0)[:, None])
 
 
-# --------------------------------------------------------------------------------------------- the warm start
+# ---------------------------------------------------- saliency: the warm start, and the two-stage baselines
 
-def taylor_saliency(model: Llama, groups: Groups, batches) -> Tensor:
-    """Mean |dL / d mask| of each group over `batches` of (tokens, targets): first-order Taylor saliency, [G].
+def saliency(criterion: str, model: Llama, groups: Groups, batches) -> Tensor:
+    """How much each group matters in the pretrained model, per parameter, [G]. `criterion` is one of
 
-    A mask's gradient at 1 is the sum of w * g over its group's weights (LLM-Pruner, arXiv 2305.11627)."""
-    total = torch.zeros(len(groups), device=groups.cost.device)
-    for tokens, targets in batches:
-        ones = torch.ones_like(total, requires_grad=True)
-        masks = groups.masks(ones, aware=False, dtype=model.norm.weight.dtype)
-        loss = model.nll(tokens, targets, masks) / (targets >= 0).sum().clamp(min=1)
-        total += torch.autograd.grad(loss, ones)[0].abs()
-    return total / len(batches)
+    taylor      |dL / d mask|, mean over batches: the sum of w * g over the group (LLM-Pruner, arXiv 2305.11627)
+    magnitude   root mean square of the group's weights, relative to that of its kind in its layer
+    activation  the same with |w| times the norm of its input (Wanda, arXiv 2306.11695; FLAP, 2312.11983)
+    random      from a hat
+
+    `batches` of (tokens, targets) are those to calibrate on; LoRA must still be zero."""
+    score = torch.zeros(len(groups), device=groups.cost.device)
+    if criterion == "random":
+        return torch.rand(score.shape).to(score.device)
+    if criterion == "taylor":
+        for tokens, targets in batches:
+            ones = torch.ones_like(score, requires_grad=True)
+            masks = groups.masks(ones, aware=False, dtype=model.norm.weight.dtype)
+            loss = model.nll(tokens, targets, masks) / (targets >= 0).sum().clamp(min=1)
+            score += torch.autograd.grad(loss, ones)[0].abs() / len(batches)
+        return score / groups.cost
+    inputs = input_squares(model, batches) if criterion == "activation" else {}
+    for block, axes in zip(model.layers, groups.axes):
+        for (weight, axis), (group, _) in axes.items():
+            linear = block.linears()[weight]
+            squares = linear.weight.float().square() * inputs.get(linear, 1)
+            score.index_add_(0, group, squares.sum(1 - axis))
+    score = (score / groups.cost).sqrt()
+    mean = [segment.mean().expand(len(segment)) for segment in score.split([n for *_, n in groups.segments])]
+    return score / torch.cat(mean)
 
 
-def warm_start(saliency: Tensor, groups: Groups, spread: float) -> Tensor:
-    """Prior logits [G] of standard deviation `spread`: the standardized log of saliency per parameter."""
-    log = (saliency / groups.cost).clamp(min=1e-30).log()
+@torch.no_grad()
+def input_squares(model: Llama, batches) -> dict[LoRALinear, Tensor]:
+    """The sum of squares of what goes into each linear, {linear: [in]}, over batches."""
+    squares = dict.fromkeys(model.linears(), 0)
+
+    def add(linear, inputs, output):
+        squares[linear] += inputs[0].float().square().flatten(0, -2).sum(0)
+
+    hooks = [linear.register_forward_hook(add) for linear in squares]
+    for tokens, _ in batches:
+        model.hidden(tokens)
+    for hook in hooks:
+        hook.remove()
+    return squares
+
+
+def warm_start(saliency: Tensor, spread: float) -> Tensor:
+    """Prior logits [G] of standard deviation `spread`: the standardized log of saliency."""
+    log = saliency.clamp(min=1e-30).log()
     return spread * (log - log.mean()) / log.std().clamp(min=1e-6)

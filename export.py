@@ -38,11 +38,11 @@ def cut(model: Llama, groups: Groups, d: Tensor, optimizer: Optimizer | None = N
             linear, index, partner = linears[weight], d[group].nonzero().flatten(), "BA"[axis]
             old = getattr(linear, partner)
             linear.keep(axis, index)
-            if optimizer and old in optimizer.state:
-                new = replaced[old] = getattr(linear, partner)
-                optimizer.state[new] = {  # AdamW's moments are cut alike; its step count has no dimensions
+            if optimizer and old is not None:
+                replaced[old] = getattr(linear, partner)
+                optimizer.state[replaced[old]] = {  # AdamW's moments are cut alike; its step count has no dimensions
                     name: value.index_select(axis, index) if value.dim() else value
-                    for name, value in optimizer.state.pop(old).items()}
+                    for name, value in optimizer.state.pop(old, {}).items()}
         model.config.layers[layer] = pruned_size(block.attention.size, kept)
         block.attention.resize(model.config.layers[layer])
     for group in optimizer.param_groups if optimizer else []:

@@ -299,13 +299,12 @@ class ChunkedNLL(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float32)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else hidden
         for h, t, g in zip(hidden.split(chunk), targets.split(chunk), grad.split(chunk)):
-            logits = (h @ weight.t()).float()
-            loss += F.cross_entropy(logits, t, ignore_index=IGNORE, reduction="sum")
+            logp = (h @ weight.t()).float().log_softmax(-1)
+            loss += F.nll_loss(logp, t, ignore_index=IGNORE, reduction="sum")
             if ctx.needs_input_grad[0]:
-                wanted = (t != IGNORE)[:, None]
-                p = logits.softmax(-1)
+                p = logp.exp_()
                 p.scatter_add_(1, t.clamp(min=0)[:, None], -torch.ones_like(p[:, :1]))
-                g.copy_((p * wanted).to(h.dtype) @ weight)
+                g.copy_(p.mul_((t != IGNORE)[:, None]).to(h.dtype) @ weight)
         ctx.save_for_backward(grad)
         return loss
 

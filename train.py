@@ -29,8 +29,8 @@ from torch import Tensor
 import data
 import export
 import llama
-from atp import (SPACES, Generator, Groups, budget_term, group_lasso, gumbel, proximal_lasso,
-                 straight_through, taylor_saliency, warm_start)
+from atp import (SPACES, Generator, Groups, budget_term, group_lasso, gumbel, proximal_lasso, saliency,
+                 straight_through, warm_start)
 from llama import InputError, Llama, LlamaConfig, Tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +42,10 @@ def option(default, text: str, low=None, high=2**31, **more):
     return dataclasses.field(**how, metadata={"help": text, "range": (low, high), "more": more})
 
 
+CRITERIA = ["taylor", "magnitude", "activation", "random"]
+DECISIONS = ["atp", "two-stage", *CRITERIA, "none"]
+
+
 @dataclass
 class Config:
     model: str = option("", "model directory in the raw format; without it, a tiny base is made once")
@@ -51,6 +55,8 @@ class Config:
     space: str = option("dims", "remove head dimensions or whole heads, and FFN units", choices=list(SPACES))
     uniform: bool = option(False, "the same sizes in every layer, for engines that want that")
     round_to: int = option(1, "keep dimensions and FFN units in multiples of this", 1)
+    decisions: str = option("atp", "learned while tuning (atp); learned, or by a criterion, on the pretrained model "
+                            "before tuning; or none: everything is kept", choices=DECISIONS)
     steps: int = option(300, "LoRA steps", 1)
     batch_size: int = option(8, "rows of one forward pass", 1)
     accumulate: int = option(1, "forward passes of one LoRA step", 1)
@@ -63,6 +69,7 @@ class Config:
     rank: int = option(8, "of LoRA", 1)
     lora_scale: float = option(2.0, "s in W + s B A", 1e-9)
     freeze_at: float = option(0.5, "fraction of the steps after which decisions are frozen (T_end)", 0, 1)
+    aware: bool = option(True, "LoRA steps mask the frozen weight only; else LoRA, too (the pruned forward)")
     slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
     generator_every: int = option(1, "LoRA steps between two generator steps", 1)
     generator_lr: float = option(3e-3, "the generator's learning rate", 1e-9, 1e3)
@@ -92,7 +99,9 @@ class Config:
 PAPER = dict(budget="loss", sample=True, spread=0.0, anneal=0.0, generator_lr=1e-3, lasso="loss",
              lasso_weight=10.0, slice_at_freeze=False)
 
-ONLY_WITH = {"alpha": ("budget", ["loss"]), "offset": ("budget", ["loss"]),
+ONLY_WITH = {"prune": ("decisions", DECISIONS[:-1]), "freeze_at": ("decisions", ["atp", "two-stage"]),
+             "generator_every": ("decisions", ["atp", "two-stage"]),
+             "alpha": ("budget", ["loss"]), "offset": ("budget", ["loss"]),
              "lasso_weight": ("lasso", ["proximal", "loss"])}
 
 
@@ -149,11 +158,6 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def annealed_keep(config: Config, step: int, freeze: int) -> float:
-    """The fraction to keep at a step of the search: from 1 down to the target over `anneal` of it."""
-    return 1 - config.prune * min(1.0, (step + 1) / max(1.0, config.anneal * freeze))
 
 
 def fingerprint(model: Llama, tokenizer: Path, files: list[str]) -> dict[str, str]:
@@ -233,7 +237,11 @@ class Run:
         self.config, self.model, self.groups, self.rows = config, model, groups, rows
         model.checkpointing = config.checkpointing
         self.device, self.dtype = groups.cost.device, model.norm.weight.dtype
-        self.freeze_step = max(1, round(config.freeze_at * config.steps))
+        self.prune = 0.0 if config.decisions == "none" else config.prune
+        learned = config.decisions in ("atp", "two-stage")
+        self.freeze_step = max(1, round(config.freeze_at * config.steps)) if learned else 0
+        self.first_lora_step = self.freeze_step if config.decisions == "two-stage" else 0
+        self.steps = self.first_lora_step + config.steps
         self.step, self.frozen, self.sliced, self.stop_asked = 0, False, False, False
         self.skipped, self.in_a_row = 0, 0  # updates not made because something was not finite; steps with such
         self.record = {"seconds": 0.0}  # what the summary needs from before a resume
@@ -247,12 +255,17 @@ class Run:
         return rows.batch(self.config.batch_size, index, seed, self.device)
 
     def warm_start(self) -> None:
-        """Starts the search from Taylor saliency on the decision split (spread 0: from nothing)."""
-        if self.config.spread:
-            n = min(24, 1 + len(self.rows.decision.tokens) // self.config.batch_size)
-            batches = [self.batch(self.rows.decision, i, self.config.seed) for i in range(n)]
-            saliency = taylor_saliency(self.model, self.groups, batches)
-            self.generator.prior.copy_(warm_start(saliency, self.groups, self.config.spread))
+        """Starts the search from saliency on the decision split (spread 0: from nothing), or decides by it."""
+        config, criterion = self.config, self.config.decisions
+        if criterion in CRITERIA or self.freeze_step and config.spread:
+            n = min(24, 1 + len(self.rows.decision.tokens) // config.batch_size)
+            batches = [self.batch(self.rows.decision, i, config.seed) for i in range(n)]
+            found = saliency(criterion if criterion in CRITERIA else "taylor", self.model, self.groups, batches)
+            self.generator.prior.copy_(warm_start(found, config.spread or 1.0))
+            torch.nn.init.zeros_(self.generator.head.weight)  # the prior is all there is to begin with
+            torch.nn.init.zeros_(self.generator.head.bias)
+        if self.freeze_step == 0:
+            self.freeze()
 
     def soft_decisions(self, logits: Tensor, keep: float) -> Tensor:
         """Decisions [G] in (0, 1) with a gradient, for the generator's step."""
@@ -264,7 +277,8 @@ class Run:
 
     def generator_step(self) -> dict[str, float]:
         """One update of G on a decision batch, LoRA frozen; then the decisions of the next LoRA steps."""
-        config, keep = self.config, annealed_keep(self.config, self.step, self.freeze_step)
+        config = self.config
+        keep = 1 - self.prune * min(1.0, (self.step + 1) / max(1.0, config.anneal * self.freeze_step))
         tokens, targets = self.batch(self.rows.decision, self.step // config.generator_every, config.seed + 1)
         d = self.soft_decisions(self.generator(), keep)
         d = straight_through(d) if config.straight_through else d
@@ -290,11 +304,12 @@ class Run:
         """One update of LoRA on train batches, decisions fixed."""
         config, masks = self.config, None
         if not self.sliced:
-            masks = self.groups.masks(self.d, aware=True, dtype=self.dtype)
-        lr = config.lr * schedule(self.step, config.steps, config.warmup)
+            masks = self.groups.masks(self.d, aware=config.aware, dtype=self.dtype)
+        step = self.step - self.first_lora_step
+        lr = config.lr * schedule(step, config.steps, config.warmup)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
-        first = self.step * config.accumulate
+        first = step * config.accumulate
         batches = [self.batch(self.rows.train, first + i, config.seed) for i in range(config.accumulate)]
         count = sum((targets != llama.IGNORE).sum() for _, targets in batches).clamp(min=1)
         terms = {"loss": 0.0, "lr": lr}
@@ -323,7 +338,8 @@ class Run:
         terms, before = {}, self.skipped
         if not self.frozen and self.step % self.config.generator_every == 0:
             terms = self.generator_step()
-        terms |= self.lora_step()
+        if self.step >= self.first_lora_step:
+            terms |= self.lora_step()
         self.in_a_row = self.in_a_row + 1 if self.skipped > before else 0
         if self.in_a_row == 3:
             raise InputError(f"step {self.step}: loss or gradient not finite, three steps in a row; the last "
@@ -336,7 +352,7 @@ class Run:
     @torch.no_grad()
     def target_decisions(self) -> Tensor:
         """The decisions [G] that the model would be exported with now: the best that fit the final budget."""
-        return self.d if self.frozen else self.groups.decide(self.generator(), 1 - self.config.prune)[0]
+        return self.d if self.frozen else self.groups.decide(self.generator(), 1 - self.prune)[0]
 
     def freeze(self) -> None:
         """T_end: fixes the decisions and lets go of the generator, and of all that they remove."""
@@ -380,11 +396,11 @@ def tune(run: Run, save, log) -> None:
     """The one-stage loop, from `run.step` to the last. `save()` writes a checkpoint, `log(dict)` a line."""
     config, stop = run.config, False
     last_step, seconds = run.step, 0.0
-    while run.step < config.steps and not stop:
+    while run.step < run.steps and not stop:
         begin = time.monotonic()
         terms = run.advance()
         seconds += time.monotonic() - begin
-        at_end, stop = run.step == config.steps, run.stop_asked
+        at_end, stop = run.step == run.steps, run.stop_asked
         milestone = at_end or run.step == run.freeze_step
         if milestone or run.step % config.eval_every == 0:
             terms["val_loss"], _ = validation_loss(run.model, run.rows.validation, config.batch_size,
@@ -392,10 +408,10 @@ def tune(run: Run, save, log) -> None:
         if "val_loss" in terms or run.step % config.log_every == 0:
             rate = (run.step - last_step) / max(1e-9, seconds)
             line = {"step": run.step, "phase": "tune" if run.frozen else "search", **terms,
-                    "kept": run.groups.kept(run.d) / run.groups.total, "target": 1 - config.prune,
+                    "kept": run.groups.kept(run.d) / run.groups.total, "target": 1 - run.prune,
                     "tokens_per_second": rate * config.batch_size * config.accumulate * config.seq_len}
             log(line)
-            print(log_line(line, config.steps, (config.steps - run.step) / rate), flush=True)
+            print(log_line(line, run.steps, (run.steps - run.step) / rate), flush=True)
             last_step, seconds = run.step, 0.0
         if at_end or stop or not run.in_a_row and (milestone or run.step % config.checkpoint_every == 0):
             save()
@@ -403,11 +419,12 @@ def tune(run: Run, save, log) -> None:
 
 def log_line(line: dict, steps: int, left: float) -> str:
     """A line of the log for the eye. `left`: seconds."""
-    shown = [("gen_loss", "gen"), ("budget", "budget"), ("lasso", "lasso"), ("flips", "flips")]
-    parts = [f"step {line['step']:{len(str(steps))}d}/{steps} {line['phase']:6s} loss {line['loss']:.3f}"]
+    shown = [("loss", "loss"), ("gen_loss", "gen"), ("budget", "budget"), ("lasso", "lasso"), ("flips", "flips")]
+    parts = [f"step {line['step']:{len(str(steps))}d}/{steps} {line['phase']:6s}"]
     parts += [f"{name} {line[key]:.3f}" for key, name in shown if key in line]
-    parts += [f"kept {line['kept']:.3f}/{line['target']:.3f}", f"lr {line['lr']:.1e}",
-              f"{line['tokens_per_second']:,.0f} tok/s", f"{left / 60:.1f} min left"]
+    parts += [f"kept {line['kept']:.3f}/{line['target']:.3f}"]
+    parts += [f"lr {line['lr']:.1e}"] if "lr" in line else []
+    parts += [f"{line['tokens_per_second']:,.0f} tok/s", f"{left / 60:.1f} min left"]
     parts += [f"val {line['val_loss']:.4f}"] if "val_loss" in line else []
     return "  ".join(parts + ([f"skipped {line['skipped']}"] if line["skipped"] else []))
 
@@ -435,7 +452,7 @@ def finish(run: Run, tokenizer: Tokenizer, out: Path) -> None:
     exported = measure(llama.load(out / "pruned", run.dtype, run.device), tokenizer, run.rows, config)
     exported["bytes"] = file_bytes(out / "pruned")
     rows = {"base": base, "pruned": pruned, "exported": exported}
-    summary = {"requested_prune": config.prune, "obtained_prune": 1 - kept / groups.total,
+    summary = {"requested_prune": run.prune, "obtained_prune": 1 - kept / groups.total,
                "params": {"base": base["params"], "pruned": exported["params"]},
                "prunable": {"base": groups.total, "kept": kept},
                "file_bytes": {"base": base["bytes"], "exported": exported["bytes"]},
@@ -454,7 +471,7 @@ def finish(run: Run, tokenizer: Tokenizer, out: Path) -> None:
         cells = (f"{row['params']:,}", f"{left:,}", f"{left / groups.total:.2%}",
                  f"{math.exp(row['val_loss']):.2f}", accuracy, f"{row['tokens_per_second']:,.0f}", size)
         print(f"{name:8s}" + "".join(f"{cell:>12s}" for cell in cells))
-    print(f"pruned: {config.prune:.2%} requested, {summary['obtained_prune']:.2%} obtained\n"
+    print(f"pruned: {run.prune:.2%} requested, {summary['obtained_prune']:.2%} obtained\n"
           f"largest logit difference of pruned and exported: {difference:.1e}\n"
           f"{summary['seconds'] / 60:.1f} minutes, peak memory "
           f"{summary['peak_memory_bytes'] / 2**30:.2f} GB\n\n"
@@ -465,7 +482,7 @@ def check_room(out: Path, run: Run) -> None:
     """Raises InputError unless `out` can be written and has room for two checkpoints and the export."""
     learned = [*run.optimizer.param_groups[0]["params"], *run.generator.parameters()]
     checkpoint = 3 * 4 * sum(p.numel() for p in learned)  # a parameter and AdamW's two moments, float32
-    kept = llama.count_parameters(run.model) - run.config.prune * run.groups.total
+    kept = llama.count_parameters(run.model) - run.prune * run.groups.total
     needed, folder = int(2 * checkpoint + kept * run.dtype.itemsize), out.resolve()
     while not folder.exists():
         folder = folder.parent
@@ -500,11 +517,10 @@ def open_run(config: Config, device, out: Path, checkpoint: dict | None) -> tupl
         groups, _ = export.restore(checkpoint, model)
         run = Run(config, model, groups, rows)
         run.load_state(checkpoint)
-        print(f"resuming at step {run.step} of {config.steps}", flush=True)
+        print(f"resuming at step {run.step} of {run.steps}", flush=True)
         return run, tokenizer
 
     groups = Groups(model.config, config.space, config.round_to, config.uniform, device)
-    groups.check(1 - config.prune)
     records = ", ".join(f"{n:,} {name}" for name, n in rows.records.items())
     splits = ", ".join(f"{len(getattr(rows, name).tokens):,} {name}" for name in data.SPLITS)
     print(f"model: {config.model}, {llama.count_parameters(model):,} parameters, {groups.total:,} prunable "
@@ -513,6 +529,7 @@ def open_run(config: Config, device, out: Path, checkpoint: dict | None) -> tupl
     torch.manual_seed(config.seed)
     export.add_lora(model, config.rank, config.lora_scale)
     run = Run(config, model, groups, rows)
+    groups.check(1 - run.prune)
     check_room(out, run)
     base = measure(model, tokenizer, rows, config)  # LoRA adds nothing yet
     print(f"base: validation loss {base['val_loss']:.4f}, perplexity {math.exp(base['val_loss']):.2f}",
@@ -573,7 +590,7 @@ def main() -> None:
     with open(log_path, "a") as file:
         tune(run, save, lambda line: print(json.dumps(line), file=file, flush=True))
     if run.stop_asked:
-        print(f"stopped at step {run.step} of {config.steps}; go on with: python train.py --resume {out}")
+        print(f"stopped at step {run.step} of {run.steps}; go on with: python train.py --resume {out}")
         sys.exit(130)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -192,14 +192,44 @@ def test_taylor_saliency_is_the_gradient_of_the_mask():
     tokens, targets = random_tokens(2, 9), random_tokens(2, 9, seed=1)
     targets[0, :3] = IGNORE
     empty = torch.full_like(targets, IGNORE)
-    assert atp.taylor_saliency(model, groups, [(tokens, empty)]).eq(0).all()  # not a division by zero
-    saliency = atp.taylor_saliency(model, groups, [(tokens, targets)])
+    assert atp.saliency("taylor", model, groups, [(tokens, empty)]).eq(0).all()  # not a division by zero
+    saliency = atp.saliency("taylor", model, groups, [(tokens, targets)])
     for group in (0, 7, 40, len(groups) - 1):  # against a central difference
         losses = []
         for change in (1e-2, -1e-2):
             d = torch.ones(len(groups))
             d[group] += change
             losses.append(float(model.nll(tokens, targets, groups.masks(d, aware=False)) / (targets != IGNORE).sum()))
-        assert math.isclose(float(saliency[group]), abs(losses[0] - losses[1]) / 2e-2, rel_tol=0.05, abs_tol=1e-4)
-    prior = atp.warm_start(saliency, groups, spread=2.0)
+        expected = abs(losses[0] - losses[1]) / 2e-2
+        assert math.isclose(float(saliency[group] * groups.cost[group]), expected, rel_tol=0.05, abs_tol=1e-4)
+    prior = atp.warm_start(saliency, spread=2.0)
     assert math.isclose(float(prior.mean()), 0, abs_tol=1e-4) and math.isclose(float(prior.std()), 2, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("space", list(atp.SPACES))
+def test_magnitude_and_activation_saliency_against_loops(space):
+    model = random_model(lora=False)
+    groups = Groups(model.config, space)
+    tokens = random_tokens(3, 9)
+    norms = {}
+
+    def keep_norm(name):
+        return lambda linear, inputs, output: norms.__setitem__(name, inputs[0].flatten(0, 1).norm(dim=0))
+
+    for layer, block in enumerate(model.layers):
+        for name, linear in block.linears().items():
+            linear.register_forward_hook(keep_norm((layer, name)))
+    model(tokens)
+    for criterion in ("magnitude", "activation"):
+        expected = torch.zeros(len(groups))
+        for layer, kind, start, n in groups.segments:
+            for i in range(n):
+                for (name, axis), index in atp.group_table(model.config.layers[layer])[kind][1].items():
+                    weight = model.layers[layer].linears()[name].weight
+                    weight = weight * norms[layer, name] if criterion == "activation" else weight
+                    for at in (index == i).nonzero().flatten():
+                        expected[start + i] += weight.select(axis, int(at)).square().sum()
+            part = slice(start, start + n)
+            expected[part] = expected[part].sqrt() / expected[part].sqrt().mean()
+        found = atp.saliency(criterion, model, groups, [(tokens[:1], None), (tokens[1:], None)])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

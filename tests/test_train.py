@@ -19,11 +19,13 @@ def read_log(run, timing=False):
 
 @pytest.mark.parametrize("extra", [[], ["--space", "heads", "--prune", "0.5"], ["--no-slice-at-freeze"], ["--paper"],
                                    ["--answer-only", "--accumulate", "2", "--generator-every", "3"], ["--checkpointing"],
-                                   ["--dtype", "bfloat16"], ["--uniform", "--space", "heads", "--round-to", "4"], ["--straight-through", "--lasso", "none"]])
+                                   ["--dtype", "bfloat16"], ["--uniform", "--space", "heads", "--round-to", "4"], ["--straight-through", "--lasso", "none"], ["--no-aware"],
+                                   *[["--decisions", name] for name in train.DECISIONS[1:-1]]])
 def test_a_run_learns_prunes_and_exports(monkeypatch, options, tmp_path, extra):
     assert command(monkeypatch, *options, *extra) == 0
     summary, log = json.loads((tmp_path / "run/summary.json").read_text()), read_log(tmp_path / "run")
-    assert log[-1]["step"] == 16 and log[-1]["loss"] < log[0]["loss"]
+    losses = [line["loss"] for line in log if "loss" in line]
+    assert log[-1]["step"] == 16 + 8 * ("two-stage" in extra) and losses[-1] < losses[0]
     loss = summary["val_loss"]
     assert loss["exported"] < loss["base"] and abs(loss["exported"] - loss["pruned"]) < (0.05 if "bfloat16" in extra else 1e-4)
     config = train.Config(**export.read_checkpoint(tmp_path / "run")["config"])
@@ -38,8 +40,28 @@ def test_the_searched_budget_anneals_to_the_target(monkeypatch, options, tmp_pat
     assert command(monkeypatch, *options) == 0
     kept = [line["kept"] for line in read_log(tmp_path / "run")]
     assert 0.6 < kept[0] < 1 and kept[-1] == pytest.approx(0.6, abs=0.02)
-    keep = [train.annealed_keep(train.Config(prune=0.4, anneal=0.5), step, freeze=20) for step in (0, 4, 9, 15)]
-    assert keep == pytest.approx([0.96, 0.8, 0.6, 0.6])
+
+
+@pytest.mark.parametrize("decisions", train.DECISIONS)
+def test_methods_differ_in_their_decisions_alone(model_dir, data_file, tokenizer, decisions):
+    """Static and no decisions are cut before the first step, two-stage learns without LoRA first; all LoRA learns alike."""
+    model = llama.load(model_dir)
+    config = train.Config(model=str(model_dir), steps=8, seq_len=32, batch_size=4, lr=1e-2, decisions=decisions)
+    groups = train.Groups(model.config, config.space)
+    export.add_lora(model, rank=4, scale=2.0)
+    run = train.Run(config, model, groups, train.data.load([str(data_file)], tokenizer, config.seq_len))
+    run.warm_start()
+    assert run.frozen == run.sliced == (decisions not in ("atp", "two-stage"))
+    before, learned, lr = {}, [], []
+    while run.step < run.steps:
+        terms = run.advance()
+        now = {name: p.detach().clone() for name, p in export.lora_parameters(model).items()}
+        learned.append([name for name in now if name in before and not torch.equal(now[name], before[name])])
+        before, lr = now, lr + [terms[key] for key in ("lr",) if key in terms]
+    assert lr == [config.lr * train.schedule(step, 8, config.warmup) for step in range(8)]
+    assert len(learned[-1]) == len(now) == 3 * 7 * 2  # after a cut, too, the optimizer moves every LoRA parameter
+    assert [bool(names) for names in learned[1:3]] == [decisions != "two-stage"] * 2
+    assert groups.kept(run.d) / groups.total == pytest.approx(1 if decisions == "none" else 0.6, abs=0.01)
 
 
 def searching_run(model_dir, data_file, tokenizer, **config):

@@ -1,0 +1,291 @@
+"""Does learning the decisions while tuning beat taking them first? Every method through train.py's own loop.
+
+    python benchmarks/compare.py --model DIR --data FILES            # the whole main table, hours; stop it at will
+    python benchmarks/compare.py --model DIR --data FILES --quick    # ATP, Taylor and random at 40 %, minutes
+    python benchmarks/compare.py --model DIR --data FILES --ablations
+    python benchmarks/compare.py --check                             # is ATP best in every complete cell?
+    python benchmarks/compare.py --table                             # results/*.jsonl to RESULTS.md
+
+Runs are appended to results/NAME.jsonl, one JSON object each, and never made twice. Two notions of equal budget:
+`steps`, the same number of LoRA steps; and `time`, the same wall time for the whole procedure, decisions included:
+a method gets as many LoRA steps as fit in the time of ATP's run, by what its own steps took in its `steps` run.
+"""
+import json
+import math
+import multiprocessing
+import re
+import signal
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import data  # noqa: E402
+import export  # noqa: E402
+import llama  # noqa: E402
+import train  # noqa: E402
+
+STATIC = ("taylor", "magnitude", "activation", "random")
+METHODS = {"atp": {}, "paper": train.PAPER,
+           # The two-stage generator is trained as long as the paper's: for half as many steps as LoRA.
+           "two-stage": {"decisions": "two-stage", "freeze_at": 0.5, "generator_every": 1},
+           **{name: {"decisions": name} for name in STATIC}, "none": {"decisions": "none"}}
+BASELINES = [name for name in METHODS if name not in ("atp", "none")]
+ABLATIONS = {"masked-both": {"aware": False}, "no lasso": {"lasso": "none"},
+             "lasso in the loss": {"lasso": "loss", "lasso_weight": 10.0}, "sampled": {"budget": "loss", "sample": True},
+             "budget loss": {"budget": "loss"}, "straight-through": {"straight_through": True},
+             "no warm start": {"spread": 0.0}, "no annealing": {"anneal": 0.0}}
+
+
+def one_run(options: dict, threads: int, tuning: bool) -> dict:
+    """A run through the same functions as `train.py`, measured; in a process of its own, for its peak of memory."""
+    if threads:
+        torch.set_num_threads(threads)
+    config = train.Config(**options)
+    tokenizer = llama.Tokenizer(Path(config.model) / "tokenizer.model")
+    rows = data.load(config.data, tokenizer, config.seq_len)
+    held_out = len(rows.train.tokens) // 20  # neither LoRA nor the generator learns from these rows
+    rows.train, tail = (data.Rows(*(part[s] for part in rows.train)) for s in (slice(-held_out), slice(-held_out, None)))
+    model = llama.load(config.model, getattr(torch, config.dtype))
+    begin = time.monotonic()
+    torch.manual_seed(config.seed)
+    groups = train.Groups(model.config, config.space)
+    export.add_lora(model, config.rank, config.lora_scale)
+    run, log, lora_seconds, flips = train.Run(config, model, groups, rows), [], [], []
+    run.warm_start()
+    while run.step < run.steps:
+        before = time.monotonic()
+        terms = run.advance()
+        lora_seconds.append(time.monotonic() - before)
+        flips += [terms["flips"]] if "flips" in terms else []
+    seconds = time.monotonic() - begin
+    measured = tail if tuning else rows.validation
+    loss, _ = train.validation_loss(model, measured, config.batch_size, run.pruned_masks())
+    accuracy = None if tuning else train.answer_accuracy(model, tokenizer, rows.questions, config.seq_len, run.pruned_masks())
+    per_layer = [{kind: len(kept) for kind, kept in layer.items()} for layer in groups.kept_groups(run.d)]
+    return {"val_loss": loss, "accuracy": accuracy, "seconds": seconds, "peak_memory_bytes": train.peak_memory(run.device),
+            "lora_steps": config.steps, "seconds_per_step": statistics.median(lora_seconds[-len(lora_seconds) // 3:]),
+            "obtained_prune": 1 - groups.kept(run.d) / groups.total, "flips": statistics.mean(flips) if flips else None,
+            "kept_groups": per_layer}
+
+
+# ------------------------------------------------------------------------------------------------ what to run
+
+def options_of(job: dict, setting: dict, steps: int) -> dict:
+    """`train.Config`'s options for a job. The search keeps its number of steps when the run is made longer."""
+    search = job["options"].get("freeze_at", train.Config().freeze_at) * setting["steps"]
+    space = {} if job["method"] == "none" else {"space": job["space"], "prune": job["prune"]}
+    freeze = {"freeze_at": min(1.0, search / steps)} if steps != setting["steps"] else {}
+    return setting | job["options"] | space | freeze | {"seed": job["seed"], "steps": steps}
+
+
+def main_jobs(spaces, ratios, seeds, methods, budgets=("steps", "time")) -> list[list[dict]]:
+    """Waves of jobs; what is in one may need the results of those before."""
+    waves = []
+    for seed in seeds:
+        cells = [(space, prune) for space in spaces for prune in ratios]
+        for budget in budgets:
+            jobs = [dict(method="none", options=METHODS["none"], space="-", prune=0.0)] if budget == "steps" else []
+            jobs += [dict(method=name, options=METHODS[name], space=space, prune=prune) for space, prune in cells
+                     for name in methods if name not in ("none", *(["atp"] if budget == "time" else []))]
+            waves.append([job | {"seed": seed, "budget": budget} for job in jobs])
+    return waves
+
+
+def ablation_jobs(seeds) -> list[list[dict]]:
+    defaults, paper = train.Config(), {f"paper, {name}": train.PAPER | change for name, change in PAPER_WITH.items()}
+    variants = {"atp": {}} | ABLATIONS | paper
+    variants |= {f"T_end {x}": {"freeze_at": x} for x in (0.1, 0.25, 0.5, 0.75)}
+    variants |= {f"temperature {x}": {"temperature": x} for x in (0.1, 1.0)}
+    variants |= {f"rank {x}": {"rank": x} for x in (2, 32)}
+    variants |= {f"generator every {x}": {"generator_every": x} for x in (1, 2, 4, 8)}
+    return [[dict(method=name, options=options, space=space, prune=defaults.prune, seed=seed, budget="steps")
+             for seed in seeds for space in train.SPACES for name, options in variants.items()]]
+
+
+def lora_steps(job: dict, results: dict, setting: dict) -> int:
+    """As many steps as fit in the time of ATP's run on the same cell, by medians over the seeds done so far."""
+    if job["budget"] == "steps":
+        return setting["steps"]
+
+    def median(method, name):
+        return statistics.median(r[name] for r in results.values() if (r["method"], r["budget"], r["space"], r["prune"])
+                                 == (method, "steps", job["space"], job["prune"]))
+
+    spare = median("atp", "seconds") - median(job["method"], "seconds")
+    return max(1, setting["steps"] + round(spare / median(job["method"], "seconds_per_step")))
+
+
+def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tuning=False) -> None:
+    """Runs what is not in the results yet, `jobs` processes at a time, and appends to `path`."""
+    threads = max(1, torch.get_num_threads() // jobs)
+    results = {key(r): r for r in read_results(path)}
+    left, begin, done = sum(key(job) not in results for wave in waves for job in wave), time.monotonic(), 0
+    print(f"{sum(map(len, waves))} runs, {left} of them to do", flush=True)
+    context = multiprocessing.get_context("spawn")
+    for wave in waves:
+        todo = [job for job in wave if key(job) not in results]
+        with ProcessPoolExecutor(jobs, context, quiet_interrupts, max_tasks_per_child=1) as pool:
+            futures = {pool.submit(one_run, options_of(job, setting, lora_steps(job, results, setting)), threads, tuning): job
+                       for job in todo}
+            try:
+                for future in as_completed(futures):
+                    job = futures[future]
+                    result = {name: job[name] for name in KEY} | future.result() | {"options": job["options"], "setting": setting}
+                    with open(path, "a") as file:
+                        file.write(json.dumps(result) + "\n")
+                    results[key(result)], done = result, done + 1
+                    wait = (time.monotonic() - begin) / done * (left - done)
+                    print(f"{done}/{left}  {job['space']:5s} {job['prune']:.2f} {job['method']:18s} {job['budget']} seed {job['seed']}: "
+                          f"loss {result['val_loss']:.4f}, {result['lora_steps']} steps in {result['seconds']:.0f} s; "
+                          f"{wait / 60:.0f} min left", flush=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def quiet_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+KEY = ("method", "space", "prune", "seed", "budget")
+
+
+def key(result: dict) -> tuple:
+    return tuple(result[name] for name in KEY)
+
+
+def read_results(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+# ------------------------------------------------------------------------------------------------- the table
+
+def summarize(results: list[dict]) -> dict[tuple, dict]:
+    """(budget, space, prune, method) -> mean and spread over seeds of what the table shows."""
+    dense = {r["seed"]: r["val_loss"] for r in results if r["method"] == "none"}
+    rows = {}
+    for r in results:
+        rows.setdefault(tuple(r[name] for name in ("budget", "space", "prune", "method")), []).append(r)
+    return {cell: {"seeds": sorted(r["seed"] for r in found),
+                   "loss": [r["val_loss"] for r in found],
+                   "gap": [r["val_loss"] - dense[r["seed"]] for r in found if r["seed"] in dense],
+                   "accuracy": [r["accuracy"] for r in found if r["accuracy"] is not None],
+                   "seconds": statistics.mean(r["seconds"] for r in found),
+                   "steps": statistics.mean(r["lora_steps"] for r in found),
+                   "memory": max(r["peak_memory_bytes"] for r in found)} for cell, found in rows.items()}
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean and, with more than one, standard deviation over seeds."""
+    if not values:
+        return "-"
+    text = format(statistics.mean(values), form)
+    return text + (f" ± {format(statistics.stdev(values), form)}" if len(values) > 1 else "")
+
+
+def table(results: list[dict]) -> str:
+    """All cells as Markdown. A time budget's ATP is its run of the budget by steps, which sets the time."""
+    cells = summarize(results)
+    cells |= {("time", *rest): value for (budget, *rest), value in cells.items() if rest[-1] == "atp"}
+    order = {name: i for i, name in enumerate(METHODS)}
+    lines = ["| equal | space | pruned | decisions | seeds | perplexity | gap to dense LoRA, nats | retained | accuracy | LoRA steps "
+             "| seconds | peak memory |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    for (budget, space, prune, method), row in sorted(
+            cells.items(), key=lambda item: (*item[0][:3], order.get(item[0][3], 99), item[0][3])):
+        lines.append("| " + " | ".join([
+            budget, space, f"{prune:.0%}", method, str(len(row["seeds"])), spread([math.exp(x) for x in row["loss"]], ".2f"),
+            spread(row["gap"], ".4f"), spread([math.exp(-x) for x in row["gap"]], ".3f"), spread(row["accuracy"], ".3f"),
+            f"{row['steps']:.0f}", f"{row['seconds']:.0f}", f"{row['memory'] / 2**30:.2f} GB"]) + " |")
+    return "\n".join(lines)
+
+
+def margins(results: list[dict]) -> dict[tuple, tuple[float, str]]:
+    """Of each complete cell: by how many nats ATP's mean loss is below the best other method's, and whose that is."""
+    by_cell = {}
+    for r in results:
+        by_cell.setdefault((r["budget"], r["space"], r["prune"]), {}).setdefault(r["method"], {})[r["seed"]] = r["val_loss"]
+    found = {}
+    for (budget, space, prune), methods in by_cell.items():
+        atp = by_cell.get(("steps", space, prune), {}).get("atp", {})
+        others = {name: methods.get(name, {}) for name in BASELINES}
+        if atp and all(atp.keys() <= losses.keys() for losses in others.values()):
+            means = {name: statistics.mean(losses[seed] - atp[seed] for seed in atp) for name, losses in others.items()}
+            best = min(means, key=means.get)
+            found[budget, space, prune] = means[best], best
+    return found
+
+
+def check(results: list[dict]) -> int:
+    """Prints ATP's margin in every complete cell; the exit status: 0 if there are any and all are positive."""
+    found = margins(results)
+    for (budget, space, prune), (margin, best) in sorted(found.items()):
+        print(f"equal {budget:5s}  {space:5s}  {prune:.0%} pruned: ATP is {margin:+.4f} nats better than the best other, {best}")
+    if not found:
+        print("no cell is complete yet")
+        return 1
+    worst = min(found, key=lambda cell: found[cell][0])
+    print(f"worst margin: {found[worst][0]:+.4f} nats, at {worst}")
+    return int(found[worst][0] <= 0)
+
+
+def write_report(path: Path, tables: dict[str, str]) -> None:
+    """Puts each table between its markers `<!-- NAME -->` and `<!-- end -->` in `path`; the text around stays."""
+    text = path.read_text()
+    for name, content in tables.items():
+        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{content}\n{m[2]}", text, flags=re.S)
+    llama.write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def main() -> None:
+    parser = llama.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="model directory in the raw format")
+    parser.add_argument("--data", nargs="+", help="JSON lines files")
+    parser.add_argument("--spaces", nargs="+", choices=list(train.SPACES), default=["dims", "heads"])
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.4, 0.3, 0.5])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=200, help="LoRA steps of ATP's run")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores (default 2)")
+    parser.add_argument("--quick", action="store_true", help="ATP, Taylor and random, one cell and seed, fewer steps")
+    parser.add_argument("--ablations", action="store_true", help="ATP without each of its parts, at 40 %%, both spaces")
+    parser.add_argument("--check", action="store_true", help="exit 0 only if ATP is best in every complete cell of main.jsonl")
+    parser.add_argument("--table", action="store_true", help="only make RESULTS.md from the results there are")
+    args = parser.parse_args()
+    results = HERE / "results"
+    if not (args.check or args.table):
+        if not args.model or not args.data:
+            raise llama.InputError("give --model and --data (or --check, or --table)")
+        name = "quick" if args.quick else "ablations" if args.ablations else "main"
+        setting = {"model": args.model, "data": args.data, "steps": 60 if args.quick else args.steps,
+                   "batch_size": args.batch_size, "dtype": "float32", "device": "cpu"}
+        stored = {json.dumps(shared(r["setting"])) for r in read_results(results / f"{name}.jsonl")}
+        if stored - {json.dumps(shared(setting))}:
+            raise llama.InputError(f"results/{name}.jsonl: made with other settings ({', '.join(stored)}); move it away first")
+        waves = main_jobs(args.spaces, args.ratios, args.seeds, METHODS)
+        if args.quick:
+            waves = main_jobs(["dims"], [0.4], [0], ["atp", "taylor", "random"], ["steps"])
+        if args.ablations:
+            waves = ablation_jobs(args.seeds)
+        run_all(waves, setting, results / f"{name}.jsonl", args.jobs)
+        if args.quick:
+            return print(table(read_results(results / "quick.jsonl")))
+    found = {name: read_results(results / f"{name}.jsonl") for name in ("main", "ablations")}
+    if args.check:
+        sys.exit(check(found["main"]))
+    write_report(HERE / "RESULTS.md", {name: table(rows) for name, rows in found.items()})
+    print(f"{HERE / 'RESULTS.md'} is made; next: python benchmarks/compare.py --check")
+
+
+def shared(setting: dict) -> dict:
+    """A setting without where things are on this machine."""
+    return setting | {"model": Path(setting["model"]).name, "data": [Path(path).name for path in setting["data"]]}
+
+
+if __name__ == "__main__":
+    llama.command(main)
