@@ -20,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama import InputError, LayerSize, Llama, LlamaConfig
+from llama import InputError, LayerSize, Llama, LlamaConfig, whole
 from lora import LoRALinear, Mask
 
 SPACES = {"dims": ("qk", "vo", "ffn"),  # head dimensions, alike in all heads of a layer (the paper's space)
@@ -255,7 +255,7 @@ def proximal_lasso(layers, groups: Groups, d: Tensor, step: float) -> None:
 
 # ---------------------------------------------------- saliency: the warm start, and the two-stage baselines
 
-def saliency(criterion: str, model: Llama, groups: Groups, batches) -> Tensor:
+def saliency(criterion: str, model: Llama, groups: Groups, batches, add_up=lambda tensors: None) -> Tensor:
     """How much each group matters in the pretrained model, per parameter, [G]. `criterion` is one of
 
     taylor      |dL / d mask|, mean over batches: the sum of w * g over the group (LLM-Pruner, arXiv 2305.11627)
@@ -263,22 +263,25 @@ def saliency(criterion: str, model: Llama, groups: Groups, batches) -> Tensor:
     activation  the same with |w| times the norm of its input (Wanda, arXiv 2306.11695; FLAP, 2312.11983)
     random      from a hat
 
-    `batches` of (tokens, targets) are those to calibrate on; LoRA must still be zero."""
+    `batches` of (tokens, targets, how many targets count) are those to calibrate on; LoRA must still be zero.
+    `add_up` sums a list of tensors over processes in place, if each has only its part of every batch."""
     score = torch.zeros(len(groups), device=groups.cost.device)
     if criterion == "random":
         return torch.rand(score.shape).to(score.device)
     if criterion == "taylor":
-        for tokens, targets in batches:
+        for tokens, targets, count in batches:
             ones = torch.ones_like(score, requires_grad=True)
             masks = groups.masks(ones, aware=False, dtype=model.norm.weight.dtype)
-            loss = model.nll(tokens, targets, masks) / (targets >= 0).sum().clamp(min=1)
-            score += torch.autograd.grad(loss, ones)[0].abs() / len(batches)
+            gradient, = torch.autograd.grad(model.nll(tokens, targets, masks) / count, ones)
+            add_up([gradient])
+            score += gradient.abs() / len(batches)
         return score / groups.cost
     inputs = input_squares(model, batches) if criterion == "activation" else {}
+    add_up(list(inputs.values()))
     for block, axes in zip(model.layers, groups.axes):
         for (weight, axis), (group, _) in axes.items():
             linear = block.linears()[weight]
-            squares = linear.weight.float().square() * inputs.get(linear, 1)
+            squares = whole(linear.weight).float().square() * inputs.get(linear, 1)
             score.index_add_(0, group, squares.sum(1 - axis))
     score = (score / groups.cost).sqrt()
     mean = [segment.mean().expand(len(segment)) for segment in score.split([n for *_, n in groups.segments])]
@@ -294,7 +297,7 @@ def input_squares(model: Llama, batches) -> dict[LoRALinear, Tensor]:
         squares[linear] += inputs[0].float().square().flatten(0, -2).sum(0)
 
     hooks = [linear.register_forward_hook(add) for linear in squares]
-    for tokens, _ in batches:
+    for tokens, *_ in batches:
         model.hidden(tokens)
     for hook in hooks:
         hook.remove()

@@ -30,9 +30,11 @@ TOLERANCE = {torch.float32: 16, torch.bfloat16: 3}
 def cut(model: Llama, groups: Groups, d: Tensor, optimizer: Optimizer | None = None) -> None:
     """Removes the groups that decisions d [G] switch off, in place: weights, LoRA and the optimizer's state.
 
-    One weight at a time, so memory only ever falls."""
+    One weight at a time (a sharded model: one layer), so memory only ever falls."""
     replaced = {}
-    for layer, (block, axes, kept) in enumerate(zip(model.layers, groups.axes, groups.kept_groups(d))):
+    for layer, (axes, kept) in enumerate(zip(groups.axes, groups.kept_groups(d))):
+        sharded = llama.unshard(model, layer)
+        block = model.layers[layer]
         linears = block.linears()
         for (weight, axis), (group, _) in axes.items():
             linear, index, partner = linears[weight], d[group].nonzero().flatten(), "BA"[axis]
@@ -45,6 +47,8 @@ def cut(model: Llama, groups: Groups, d: Tensor, optimizer: Optimizer | None = N
                     for name, value in optimizer.state.pop(old, {}).items()}
         model.config.layers[layer] = pruned_size(block.attention.size, kept)
         block.attention.resize(model.config.layers[layer])
+        if sharded:
+            llama.shard(model, layer)
     for group in optimizer.param_groups if optimizer else []:
         group["params"] = [replaced.get(p, p) for p in group["params"]]
 
@@ -66,31 +70,38 @@ def write(model: Llama, groups: Groups, d: Tensor | None, tokenizer: Path, token
     """Cuts (unless d is None: done before), merges and writes `target`; returns the largest logit difference on
     `tokens` [B, T] between the pruned forward before and the written model after.
 
-    `model` is used up: all is done in place, so that no second copy of the weights is needed. Raises
-    InputError, leaving what was at `target` as it is, when the difference is more than rounding.
+    `model` is used up: all is done in place, so that no second copy of the weights is needed. Of several
+    processes the first does it, on the CPU if the model is sharded. Raises InputError, leaving what was at
+    `target` as it is, when the difference is more than rounding.
     """
-    dtype, device = model.norm.weight.dtype, model.norm.weight.device
+    dtype, device, first = model.norm.weight.dtype, model.norm.weight.device, llama.process_rank() == 0
     masks = None if d is None else groups.masks(d, aware=False, dtype=dtype)
     expected = logits_of(model, tokens.to(device), masks)
-    if d is not None:
-        cut(model, groups, d)
-    merge(model)
+    sharded = [llama.unshard(model, layer, "cpu" if first else "meta") for layer in range(len(model.layers))]
     beside = target.with_name(target.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    llama.save(model, beside, tokenizer)
+    if first:
+        if d is not None:
+            cut(model, groups, d)
+        merge(model)
+        shutil.rmtree(beside, ignore_errors=True)
+        llama.save(model, beside, tokenizer)
+    llama.wait_for_all()
     model.to("meta")  # lets go of the weights before the written ones are read
-    written = logits_of(llama.load(beside, dtype, device), tokens.to(device))
+    written = logits_of(llama.load(beside, dtype, device, any(sharded)), tokens.to(device))
+    llama.wait_for_all()
     error = float((written - expected).square().mean().sqrt() / expected.square().mean().sqrt())
     allowed = TOLERANCE[dtype] * torch.finfo(dtype).eps * len(model.layers) ** 0.5
     if not error <= allowed:
         raise InputError(f"{beside}: its logits differ from the pruned forward's by {error:.1e} of their size, "
                          f"rounding explains only {allowed:.1e}; not exported")
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.rename(target, old)
-    os.rename(beside, target)
-    shutil.rmtree(old, ignore_errors=True)
+    if first:
+        old = target.with_name(target.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(beside, target)
+        shutil.rmtree(old, ignore_errors=True)
+    llama.wait_for_all()
     return float((written - expected).abs().max())
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,7 +50,9 @@ def command(main) -> None:
     try:
         main()
     except (InputError, OSError) as error:
-        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+        if process_rank() == 0:  # other processes would only repeat it
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except torch.OutOfMemoryError as error:
         sys.exit(print(f"error: out of GPU memory; lower --batch-size or --seq-len, or use --checkpointing "
                        f"({first_line(error)})", file=sys.stderr) or 2)
@@ -407,13 +410,14 @@ def stored_dtype(directory: Path) -> torch.dtype:
     return getattr(open_shards(directory)[0].get("norm.weight"), "dtype", torch.float32)
 
 
-def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
+def load(directory: str | Path, dtype=torch.float32, device="cpu", sharded=False) -> Llama:
     """Loads a model directory, every weight frozen. Without `output.weight`, output and embedding are tied.
 
     Shards are joined along the axis on which they are smaller than the model: Meta splits rows of wq, wk, wv,
     w1, w3 and output, columns of wo and w2. Each weight goes from the mapped file straight to its place. Files
     are mapped anew after every 64th of the weights, so that the pages read so far can go, and what is outside of
-    layers comes first: a vocabulary's pages on top of all weights would be the peak. Raises InputError.
+    layers comes first: a vocabulary's pages on top of all weights would be the peak. If `sharded`, every layer is
+    spread over torchrun's processes as soon as it is complete. Raises InputError.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -431,7 +435,9 @@ def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
         problem = "is missing" if name in expected else "is not part of this LLaMA"
         raise InputError(f"{directory}: tensor {name} {problem}; params.json and the checkpoint do not fit")
     shards, read, total = open_shards(directory), 0, sum(p.numel() for p in expected.values())
-    for name, parameter in sorted(expected.items(), key=lambda item: item[0].startswith("layers.")):
+    in_order = sorted(expected.items(), key=lambda item: item[0].startswith("layers."))
+    last = {name.split(".")[1]: name for name, _ in in_order if name.startswith("layers.")}
+    for name, parameter in in_order:
         if read > total / 64:
             shards, read = open_shards(directory), 0
         read += parameter.numel()
@@ -442,6 +448,8 @@ def load(directory: str | Path, dtype=torch.float32, device="cpu") -> Llama:
             part.copy_(piece)
         module = model.get_submodule(name.rpartition(".")[0])
         module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+        if sharded and name in last.values():
+            shard(model, int(name.split(".")[1]))
     return model
 
 
@@ -461,6 +469,48 @@ def split_axis(pieces: list[Tensor | None], shape: torch.Size, what: str) -> int
             return axis
     raise InputError(f"{what} has shape {shapes[0]} in {len(pieces)} shards, params.json wants {list(shape)}; "
                      "a shard is missing, or params.json is another model's")
+
+
+def shard(model: Llama, layer: int) -> None:
+    """Spreads a layer's weights over the processes (FSDP2): each is whole only while its layer computes.
+
+    LoRA stays whole everywhere; embedding and output, which the loss reads, too."""
+    from torch.distributed.fsdp import fully_shard
+    lora = {p for p in model.layers[layer].parameters() if p.requires_grad}
+    fully_shard(model.layers[layer], reshard_after_forward=True, ignored_params=lora)
+
+
+def whole(p: Tensor) -> Tensor:
+    """All of a parameter; if it is sharded, a collective call."""
+    return p.full_tensor() if hasattr(p, "full_tensor") else p
+
+
+def unshard(model: Llama, layer: int, device=None) -> bool:
+    """Makes a sharded layer an ordinary one, on `device`. False if it is one already; else a collective call."""
+    old = model.layers[layer]
+    if not hasattr(old.ffn_norm.weight, "full_tensor"):
+        return False
+    with torch.device("meta"):
+        new = Block(model.config, old.attention.size)
+    for name, part in old.named_children():  # FSDP's hooks stay behind, with the old block
+        setattr(new, name, part)
+    for module in new.modules():
+        if isinstance(module, (LoRALinear, RMSNorm)):
+            module.weight = nn.Parameter(module.weight.full_tensor(), requires_grad=False)
+            module.to(device or module.weight.device)  # one at a time, LoRA with it
+    model.layers[layer] = new
+    return True
+
+
+def process_rank() -> int:
+    """This process's number among those that torchrun started; 0 if it is alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
 
 
 def save(model: Llama, directory: Path, tokenizer: Path) -> None:

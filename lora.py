@@ -76,4 +76,4 @@ class LoRALinear(nn.Module):
         for name in ("weight", "B" if axis == 0 else "A"):
             old = getattr(self, name)
             if old is not None:
-                setattr(self, name, nn.Parameter(old.index_select(axis, index), old.requires_grad))
+                setattr(self, name, nn.Parameter(old.index_select(axis, index.to(old.device)), old.requires_grad))

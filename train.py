@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -85,6 +87,8 @@ class Config:
     lasso: str = option("proximal", "group lasso on removed groups' LoRA",
                         choices=["proximal", "loss", "none"])
     lasso_weight: float = option(5.0, "lambda of the lasso; if proximal, times the learning rate", 0)
+    shard: bool = option(False, "under torchrun: spread the frozen base over the processes (FSDP2)")
+    compile: bool = option(False, "torch.compile every layer: faster steps after some minutes' compilation")
     checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
     seed: int = option(0, "of everything random", 0, 2**32 - 1)
     device: str = option("auto", "cuda, mps or cpu (default: the best there is)")
@@ -142,11 +146,12 @@ def parse_arguments() -> tuple[Config, str | None, bool | None]:
 def tiny_base() -> str:
     """The built-in base's directory; pretrains it on english.jsonl the first time, in about a minute."""
     target = HERE / "out" / "tiny-base"
-    if not (target / "params.json").exists():
+    if not (target / "params.json").exists() and llama.process_rank() == 0:
         print(f"base: no --model given; pretraining the built-in tiny one, once, for {target}", flush=True)
         made = subprocess.run([sys.executable, HERE / "scripts" / "tiny_base.py", target])
         if made.returncode:
             sys.exit(made.returncode)  # it has said why
+    llama.wait_for_all()
     return str(target)
 
 
@@ -164,7 +169,7 @@ def fingerprint(model: Llama, tokenizer: Path, files: list[str]) -> dict[str, st
     """Digests of what a resumed run must find unchanged: tokenizer and data whole, weights by samples."""
     weights = hashlib.sha256()
     for name, p in model.named_parameters():
-        sample = p.detach().flatten()[::max(1, p.numel() // 64)].float().cpu()
+        sample = llama.whole(p.detach()).flatten()[::max(1, p.numel() // 64)].float().cpu()
         weights.update(f"{name} {tuple(p.shape)}".encode() + sample.numpy().tobytes())
     digests = {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in [tokenizer, *files]}
     return {"the model's weights": weights.hexdigest(), **digests}
@@ -245,14 +250,27 @@ class Run:
         self.step, self.frozen, self.sliced, self.stop_asked = 0, False, False, False
         self.skipped, self.in_a_row = 0, 0  # updates not made because something was not finite; steps with such
         self.record = {"seconds": 0.0}  # what the summary needs from before a resume
+        self.processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.optimizer = torch.optim.AdamW(export.lora_parameters(model).values(), lr=config.lr,
                                            weight_decay=config.weight_decay)
         self.generator = Generator(groups, torch.zeros(len(groups), device=self.device))
         self.generator_optimizer = torch.optim.AdamW(self.generator.parameters(), lr=config.generator_lr)
         self.d = torch.ones(len(groups), dtype=torch.bool, device=self.device)
 
-    def batch(self, rows: data.Rows, index: int, seed: int) -> tuple[Tensor, Tensor]:
-        return rows.batch(self.config.batch_size, index, seed, self.device)
+    def batch(self, rows: data.Rows, index: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's rows of a batch, tokens and targets; and how many targets count in all of it."""
+        tokens, targets = rows.batch(self.config.batch_size, index, seed)
+        mine = slice(llama.process_rank(), None, self.processes)
+        return tokens[mine].to(self.device), targets[mine].to(self.device), (targets >= 0).sum().clamp(min=1)
+
+    def add_up(self, tensors: list[Tensor]) -> None:
+        """Sums over the processes, in place, in one message: data parallelism is no more than this, as what is
+        trained is small beside the base. Sums are equal in every process, and so is all that follows from them."""
+        if self.processes > 1:
+            flat = torch.cat([t.flatten() for t in tensors])
+            dist.all_reduce(flat)
+            for t, part in zip(tensors, flat.split([t.numel() for t in tensors])):
+                t.copy_(part.view_as(t))
 
     def warm_start(self) -> None:
         """Starts the search from saliency on the decision split (spread 0: from nothing), or decides by it."""
@@ -260,7 +278,8 @@ class Run:
         if criterion in CRITERIA or self.freeze_step and config.spread:
             n = min(24, 1 + len(self.rows.decision.tokens) // config.batch_size)
             batches = [self.batch(self.rows.decision, i, config.seed) for i in range(n)]
-            found = saliency(criterion if criterion in CRITERIA else "taylor", self.model, self.groups, batches)
+            found = saliency(criterion if criterion in CRITERIA else "taylor", self.model, self.groups, batches,
+                             self.add_up)
             self.generator.prior.copy_(warm_start(found, config.spread or 1.0))
             torch.nn.init.zeros_(self.generator.head.weight)  # the prior is all there is to begin with
             torch.nn.init.zeros_(self.generator.head.bias)
@@ -279,18 +298,20 @@ class Run:
         """One update of G on a decision batch, LoRA frozen; then the decisions of the next LoRA steps."""
         config = self.config
         keep = 1 - self.prune * min(1.0, (self.step + 1) / max(1.0, config.anneal * self.freeze_step))
-        tokens, targets = self.batch(self.rows.decision, self.step // config.generator_every, config.seed + 1)
+        tokens, targets, count = self.batch(self.rows.decision, self.step // config.generator_every, config.seed + 1)
         d = self.soft_decisions(self.generator(), keep)
         d = straight_through(d) if config.straight_through else d
-        nll = self.model.nll(tokens, targets, self.groups.masks(d, aware=False, dtype=self.dtype))
-        loss = nll / (targets != llama.IGNORE).sum().clamp(min=1)
-        terms = {"gen_loss": loss.item()}
+        loss = self.model.nll(tokens, targets, self.groups.masks(d, aware=False, dtype=self.dtype)) / count
+        total, terms = loss.detach(), {}
         if config.budget == "loss":
             term = budget_term((d * self.groups.share).sum(), keep)
-            loss, terms["budget"] = loss + config.alpha * term, term.item()
+            loss, terms["budget"] = loss + config.alpha / self.processes * term, term.item()
         self.generator_optimizer.zero_grad()
-        loss.backward(inputs=list(self.generator.parameters()))
-        if self.finite(torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 3.0)):  # the authors' bound
+        parameters = list(self.generator.parameters())
+        loss.backward(inputs=parameters)
+        self.add_up([total, *(p.grad for p in parameters)])
+        terms["gen_loss"] = total.item()
+        if self.finite(torch.nn.utils.clip_grad_norm_(parameters, 3.0)):  # the authors' bound
             self.generator_optimizer.step()
         with torch.no_grad():
             logits, last = self.generator(), self.d
@@ -311,22 +332,23 @@ class Run:
         self.optimizer.zero_grad()
         first = step * config.accumulate
         batches = [self.batch(self.rows.train, first + i, config.seed) for i in range(config.accumulate)]
-        count = sum((targets != llama.IGNORE).sum() for _, targets in batches).clamp(min=1)
-        terms = {"loss": 0.0, "lr": lr}
-        for tokens, targets in batches:
+        count, parameters = sum(n for *_, n in batches), self.optimizer.param_groups[0]["params"]
+        total, terms = torch.zeros((), device=self.device), {}
+        for tokens, targets, _ in batches:
             loss = self.model.nll(tokens, targets, masks) / count
             loss.backward()
-            terms["loss"] += loss.item()
+            total += loss.detach()
+        self.add_up([total, *(p.grad for p in parameters)])
         if masks and config.lasso == "loss":
             penalty = group_lasso(self.model.layers, self.groups, self.d)
             (config.lasso_weight * penalty).backward()
             terms["lasso"] = penalty.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         if self.finite(norm):
             self.optimizer.step()
             if masks and config.lasso == "proximal":
                 proximal_lasso(self.model.layers, self.groups, self.d, lr * config.lasso_weight)
-        return terms | {"grad_norm": norm.item()}
+        return terms | {"loss": total.item(), "lr": lr, "grad_norm": norm.item()}
 
     def finite(self, norm: Tensor) -> bool:
         """Whether an update with this gradient norm may be made; counts those that may not."""
@@ -400,7 +422,9 @@ def tune(run: Run, save, log) -> None:
         begin = time.monotonic()
         terms = run.advance()
         seconds += time.monotonic() - begin
-        at_end, stop = run.step == run.steps, run.stop_asked
+        at_end, asked = run.step == run.steps, torch.tensor([float(run.stop_asked)], device=run.device)
+        run.add_up([asked])  # all processes stop at the same step, or none
+        stop = bool(asked)
         milestone = at_end or run.step == run.freeze_step
         if milestone or run.step % config.eval_every == 0:
             terms["val_loss"], _ = validation_loss(run.model, run.rows.validation, config.batch_size,
@@ -449,7 +473,7 @@ def finish(run: Run, tokenizer: Tokenizer, out: Path) -> None:
     pruned["params"] = base["params"] - groups.total + kept
     difference = export.write(run.model, groups, None if run.sliced else run.d, tokenizer.path,
                               run.rows.validation.at(slice(4))[0], out / "pruned")
-    exported = measure(llama.load(out / "pruned", run.dtype, run.device), tokenizer, run.rows, config)
+    exported = measure(llama.load(out / "pruned", run.dtype, run.device, config.shard), tokenizer, run.rows, config)
     exported["bytes"] = file_bytes(out / "pruned")
     rows = {"base": base, "pruned": pruned, "exported": exported}
     summary = {"requested_prune": run.prune, "obtained_prune": 1 - kept / groups.total,
@@ -460,7 +484,8 @@ def finish(run: Run, tokenizer: Tokenizer, out: Path) -> None:
                "peak_memory_bytes": peak_memory(run.device)}
     for key in ("val_loss", "accuracy", "tokens_per_second"):
         summary[key] = {name: row[key] for name, row in rows.items()}
-    llama.write_json(out / "summary.json", summary)
+    if llama.process_rank() == 0:
+        llama.write_json(out / "summary.json", summary)
 
     titles = ("parameters", "prunable", "kept", "val ppl", "accuracy", "tokens/s", "file")
     print("\n" + " " * 8 + "".join(f"{title:>12s}" for title in titles))
@@ -508,7 +533,7 @@ def open_run(config: Config, device, out: Path, checkpoint: dict | None) -> tupl
     if len(rows.train.tokens) < config.batch_size * config.accumulate:
         raise InputError(f"{', '.join(config.data)}: {len(rows.train.tokens)} rows of {config.seq_len} tokens, "
                          "fewer than one batch; lower --batch-size or --seq-len, or add data")
-    model = llama.load(config.model, getattr(torch, config.dtype), device)
+    model = llama.load(config.model, getattr(torch, config.dtype), device, config.shard)
     digests = fingerprint(model, tokenizer.path, config.data)
     if checkpoint:
         for name, digest in checkpoint["record"]["fingerprint"].items():
@@ -539,6 +564,26 @@ def open_run(config: Config, device, out: Path, checkpoint: dict | None) -> tupl
     return run, tokenizer
 
 
+def join_processes(config: Config) -> torch.device:
+    """This process's device; under torchrun, joins the others and mutes all but the first. Raises InputError."""
+    device = llama.find_device(config.device)
+    if "RANK" not in os.environ:
+        if config.shard:
+            raise InputError("--shard spreads the model over processes: torchrun --nproc_per_node=GPUS train.py ...")
+        return device
+    processes = int(os.environ["WORLD_SIZE"])
+    if config.batch_size % processes:
+        raise InputError(f"--batch-size {config.batch_size}: {processes} processes cannot share its rows alike; make "
+                         f"it a multiple of {processes}")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if llama.process_rank():
+        sys.stdout = open(os.devnull, "w")
+    return device
+
+
 def prepare_directory(out: Path, run: Run, resuming: bool) -> Path:
     """Makes or clears the run directory; returns log.jsonl's path, cut back to `run.step`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -567,17 +612,19 @@ def main() -> None:
                          "(--overwrite), or write elsewhere (--out)")
     if config.model and (out / "pruned").resolve() == Path(config.model).resolve():
         raise InputError(f"{out}: the run would replace the model it starts from; choose another --out")
-    device = llama.find_device(config.device)
+    device = join_processes(config)
     if config.dtype == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         config.dtype = "bfloat16" if bf16 else "float32"
     run, tokenizer = open_run(config, device, out, checkpoint)
-    log_path = prepare_directory(out, run, resuming=bool(resume))
+    first = llama.process_rank() == 0
+    log_path = prepare_directory(out, run, resuming=bool(resume)) if first else os.devnull
     begin, before = time.monotonic(), run.record["seconds"]
 
     def save():
         run.record["seconds"] = before + time.monotonic() - begin
-        llama.write_atomic(out / "ckpt.pt", lambda file: torch.save(run.state(), file))
+        if first:
+            llama.write_atomic(out / "ckpt.pt", lambda file: torch.save(run.state(), file))
 
     def ask_to_stop(signum, frame):
         run.stop_asked = True  # after this step; a second signal ends at once
@@ -595,6 +642,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     finish(run, tokenizer, out)
+    if run.processes > 1:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -192,8 +192,8 @@ def test_taylor_saliency_is_the_gradient_of_the_mask():
     tokens, targets = random_tokens(2, 9), random_tokens(2, 9, seed=1)
     targets[0, :3] = IGNORE
     empty = torch.full_like(targets, IGNORE)
-    assert atp.saliency("taylor", model, groups, [(tokens, empty)]).eq(0).all()  # not a division by zero
-    saliency = atp.saliency("taylor", model, groups, [(tokens, targets)])
+    assert atp.saliency("taylor", model, groups, [(tokens, empty, 1)]).eq(0).all()  # not a division by zero
+    saliency = atp.saliency("taylor", model, groups, [(tokens, targets, (targets != IGNORE).sum())])
     for group in (0, 7, 40, len(groups) - 1):  # against a central difference
         losses = []
         for change in (1e-2, -1e-2):
@@ -231,5 +231,5 @@ def test_magnitude_and_activation_saliency_against_loops(space):
                         expected[start + i] += weight.select(axis, int(at)).square().sum()
             part = slice(start, start + n)
             expected[part] = expected[part].sqrt() / expected[part].sqrt().mean()
-        found = atp.saliency(criterion, model, groups, [(tokens[:1], None), (tokens[1:], None)])
+        found = atp.saliency(criterion, model, groups, [(tokens[:1], None, None), (tokens[1:], None, None)])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,59 @@
+"""Two processes on the CPU (gloo, started as a user would by torchrun) end where one does; bad ways to start them."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import command
+
+import export
+import llama
+import train
+
+
+def torchrun(options, *extra):
+    """`torchrun --nproc_per_node=2 train.py ...`; what it printed and its exit status."""
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                           train.__file__, *map(str, options), *extra],
+                          capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return done.stdout + done.stderr, done.returncode
+
+
+@pytest.mark.parametrize("extra", [[], ["--shard"], ["--shard", "--no-slice-at-freeze", "--checkpointing"],
+                                   ["--paper", "--accumulate", "2"], ["--decisions", "activation", "--shard"]])
+def test_two_processes_end_where_one_does(monkeypatch, options, tmp_path, extra):
+    alone = [flag for flag in extra if flag != "--shard"]
+    assert command(monkeypatch, *options, *alone) == 0
+    output, status = torchrun(options, "--out", str(tmp_path / "two"), *extra)
+    assert status == 0, output
+    one, two = (export.read_checkpoint(tmp_path / name) for name in ("run", "two"))
+    assert torch.equal(one["d"], two["d"])
+    for name, p in one["lora"].items():
+        torch.testing.assert_close(two["lora"][name], p, rtol=1e-2, atol=1e-4)
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "two")]
+    for name in ("base", "pruned", "exported"):
+        assert summaries[1]["val_loss"][name] == pytest.approx(summaries[0]["val_loss"][name], abs=1e-4)
+    assert output.count("largest logit difference") == 1  # the first process speaks for all
+    for a, b in zip(llama.load(tmp_path / "run/pruned").parameters(), llama.load(tmp_path / "two/pruned").parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_a_checkpoint_of_sharded_processes_is_whole(monkeypatch, options, tmp_path):
+    """One process exports from it what the two have exported."""
+    output, status = torchrun(options, "--shard")
+    assert status == 0, output
+    assert command(monkeypatch, tmp_path / "run", "--out", tmp_path / "again", main=export.main) == 0
+    for a, b in zip(llama.load(tmp_path / "run/pruned").parameters(), llama.load(tmp_path / "again").parameters()):
+        torch.testing.assert_close(a, b)
+
+
+def test_shard_without_torchrun_and_rows_that_cannot_be_shared(monkeypatch, options, capsys):
+    assert command(monkeypatch, *options, "--shard") == 2
+    assert "torchrun" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert command(monkeypatch, *options) == 2
+    error = capsys.readouterr().err
+    assert "--batch-size 4: 3 processes" in error and error.count("\n") == 1
