@@ -222,15 +222,19 @@ class Attention(nn.Module):
         """Takes note of the sizes that the weights have now."""
         self.size, self.pairs = size, None  # the rotary pairs as a tensor, made where it is first needed
 
+    def rotary(self, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of cos and sin [T, 1, head_dim / 2], the columns of the pairs that are left."""
+        if self.size.rotary_pairs is None:
+            return tables
+        if self.pairs is None:
+            self.pairs = torch.tensor(self.size.rotary_pairs, device=tables[0].device)
+        return tuple(table[:, :, self.pairs] for table in tables)
+
     def forward(self, x: Tensor, rope: tuple, mask: dict[str, Mask], cache, start: int) -> Tensor:
         size = self.size
         q = self.wq(x, mask.get("wq")).unflatten(-1, (-1, size.qk_dim))  # B T H Q
         k = self.wk(x, mask.get("wk")).unflatten(-1, (-1, size.qk_dim))  # B T K Q
         v = self.wv(x, mask.get("wv")).unflatten(-1, (-1, size.v_dim))   # B T K E
-        if size.rotary_pairs is not None:
-            if self.pairs is None:
-                self.pairs = torch.tensor(size.rotary_pairs, device=x.device)
-            rope = tuple(table[:, :, self.pairs] for table in rope)
         q, k, v = (t.transpose(1, 2) for t in (rotate(q, *rope), rotate(k, *rope), v))  # B heads T dims
         if cache is not None:
             k, v = cache.extend(k, v, start)
@@ -347,7 +351,7 @@ class Llama(nn.Module):
         rope = angles.cos(), angles.sin()  # T 1 head_dim/2
         x = self.tok_embeddings(tokens)
         for i, layer in enumerate(self.layers):
-            arguments = x, rope, masks[i] if masks else {}, caches[i] if caches else None, start
+            arguments = x, layer.attention.rotary(rope), masks[i] if masks else {}, caches[i] if caches else None, start
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:

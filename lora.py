@@ -31,6 +31,27 @@ class Mask(NamedTuple):
     aware: bool = False  # True: the mask touches W alone (LoRA-aware); False: W and LoRA alike (pruned)
 
 
+class LowRankUpdate(torch.autograd.Function):
+    """y + s x A^T B^T for y [N, out], x [N, in], A [r, in], B [out, r].
+
+    What autograd would do, but in the order in which thin matrices are fast: g^T h for B's gradient takes several
+    times as long as (h^T g)^T on a CPU, and no pass over y is spent on the addition."""
+
+    @staticmethod
+    def forward(ctx, y, x, A, B, scale):
+        h = F.linear(x, A) * scale  # N r
+        ctx.scale = scale
+        ctx.save_for_backward(x, h, A, B)
+        return torch.addmm(y, h, B.t())
+
+    @staticmethod
+    def backward(ctx, g):
+        x, h, A, B = ctx.saved_tensors
+        grad_h = F.linear(g, B.t().contiguous()) * ctx.scale
+        learns = ctx.needs_input_grad[2]
+        return g, grad_h @ A, grad_h.t() @ x if learns else None, (h.t() @ g).t() if learns else None, None
+
+
 class LoRALinear(nn.Module):
     """A linear layer without bias: frozen `weight` [out, in]; after `add_lora`, `A` [r, in] and `B` [out, r]."""
 
@@ -56,10 +77,11 @@ class LoRALinear(nn.Module):
         if self.A is None:
             return y if d_out is None else y * d_out
         A, B = self.A.to(x.dtype), self.B.to(x.dtype)  # float32 masters, the base's dtype to compute in
-        update = F.linear(F.linear(x if aware else kept, A) * self.scale, B)
-        if d_out is None:
-            return y + update
-        return torch.addcmul(update, y, d_out) if aware else (y + update) * d_out
+        if aware and d_out is not None:
+            y = y * d_out
+        y = LowRankUpdate.apply(y.flatten(0, -2), (x if aware else kept).flatten(0, -2), A, B,
+                                self.scale).unflatten(0, x.shape[:-1])
+        return y if aware or d_out is None else y * d_out
 
     @torch.no_grad()
     def merge(self) -> None:

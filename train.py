@@ -44,6 +44,7 @@ def option(default, text: str, low=None, high=2**31, **more):
     return dataclasses.field(**how, metadata={"help": text, "range": (low, high), "more": more})
 
 
+WARM_START = 12  # batches of the decision split that saliency is measured on
 CRITERIA = ["taylor", "magnitude", "activation", "random"]
 DECISIONS = ["atp", "two-stage", *CRITERIA, "none"]
 
@@ -189,6 +190,7 @@ def peak_memory(device: torch.device) -> int:
 # ------------------------------------------------------------------------------------------------ evaluation
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # not worth a compilation
 def validation_loss(model: Llama, rows: data.Rows, batch_size: int, masks=None) -> tuple[float, float]:
     """Mean negative log-likelihood in nats of all targets of `rows`, and tokens read per second."""
     total, count, device = 0.0, 0, model.norm.weight.device
@@ -202,6 +204,7 @@ def validation_loss(model: Llama, rows: data.Rows, batch_size: int, masks=None) 
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")
 def answer_scores(model: Llama, tokenizer: Tokenizer, prompt: str, answers, seq_len: int, masks=None):
     """For each candidate answer after `prompt`: its mean log-likelihood a token (EOS included), and whether
     greedy decoding would give just this answer: each token is the likeliest after those before. Long prompts
@@ -241,6 +244,7 @@ class Run:
     def __init__(self, config: Config, model: Llama, groups: Groups, rows: data.Data):
         self.config, self.model, self.groups, self.rows = config, model, groups, rows
         model.checkpointing = config.checkpointing
+        self.compile()
         self.device, self.dtype = groups.cost.device, model.norm.weight.dtype
         self.prune = 0.0 if config.decisions == "none" else config.prune
         learned = config.decisions in ("atp", "two-stage")
@@ -256,6 +260,13 @@ class Run:
         self.generator = Generator(groups, torch.zeros(len(groups), device=self.device))
         self.generator_optimizer = torch.optim.AdamW(self.generator.parameters(), lr=config.generator_lr)
         self.d = torch.ones(len(groups), dtype=torch.bool, device=self.device)
+
+    def compile(self) -> None:
+        """Layer by layer: equal layers share their code, and decisions are tensors, so new ones need none."""
+        if self.config.compile:
+            torch._dynamo.config.recompile_limit = 8 * len(self.model.layers)  # after the cut, sizes differ
+            for layer in self.model.layers:
+                layer.compile(fullgraph=not self.config.shard)
 
     def batch(self, rows: data.Rows, index: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """This process's rows of a batch, tokens and targets; and how many targets count in all of it."""
@@ -276,8 +287,7 @@ class Run:
         """Starts the search from saliency on the decision split (spread 0: from nothing), or decides by it."""
         config, criterion = self.config, self.config.decisions
         if criterion in CRITERIA or self.freeze_step and config.spread:
-            n = min(24, 1 + len(self.rows.decision.tokens) // config.batch_size)
-            batches = [self.batch(self.rows.decision, i, config.seed) for i in range(n)]
+            batches = [self.batch(self.rows.decision, i, config.seed) for i in range(WARM_START)]
             found = saliency(criterion if criterion in CRITERIA else "taylor", self.model, self.groups, batches,
                              self.add_up)
             self.generator.prior.copy_(warm_start(found, config.spread or 1.0))
@@ -299,6 +309,7 @@ class Run:
         config = self.config
         keep = 1 - self.prune * min(1.0, (self.step + 1) / max(1.0, config.anneal * self.freeze_step))
         tokens, targets, count = self.batch(self.rows.decision, self.step // config.generator_every, config.seed + 1)
+        self.train_lora(False)
         d = self.soft_decisions(self.generator(), keep)
         d = straight_through(d) if config.straight_through else d
         loss = self.model.nll(tokens, targets, self.groups.masks(d, aware=False, dtype=self.dtype)) / count
@@ -308,7 +319,8 @@ class Run:
             loss, terms["budget"] = loss + config.alpha / self.processes * term, term.item()
         self.generator_optimizer.zero_grad()
         parameters = list(self.generator.parameters())
-        loss.backward(inputs=parameters)
+        loss.backward()
+        self.train_lora(True)
         self.add_up([total, *(p.grad for p in parameters)])
         terms["gen_loss"] = total.item()
         if self.finite(torch.nn.utils.clip_grad_norm_(parameters, 3.0)):  # the authors' bound
@@ -320,6 +332,10 @@ class Run:
             else:
                 self.d, _ = self.groups.decide(logits, keep)
         return terms | {"flips": (self.d != last).float().mean().item()}
+
+    def train_lora(self, on: bool) -> None:
+        for p in self.optimizer.param_groups[0]["params"]:
+            p.requires_grad_(on)
 
     def lora_step(self) -> dict[str, float]:
         """One update of LoRA on train batches, decisions fixed."""
@@ -383,6 +399,7 @@ class Run:
         if self.config.slice_at_freeze:
             export.cut(self.model, self.groups, self.d, self.optimizer)
             self.sliced = True
+            self.compile()
 
     def pruned_masks(self):
         """For the pruned forward: what is exported, whether it is cut already or not."""

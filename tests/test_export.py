@@ -12,7 +12,7 @@ from atp import Groups
 from llama import InputError
 
 SPACES, KV_HEADS, SEEDS = ["dims", "heads"], [4, 2], range(10)
-DTYPES = [(torch.float32, 3e-6), (torch.bfloat16, 0.02)]  # of the root mean square, as below
+DTYPES = [(dtype, export.TOLERANCE[dtype] * torch.finfo(dtype).eps * 3 ** 0.5) for dtype in export.TOLERANCE]  # three layers
 
 
 def decisions(groups, seed, keep=0.55):

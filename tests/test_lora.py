@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from lora import LoRALinear, Mask
+from lora import LoRALinear, LowRankUpdate, Mask
 
 
 @pytest.fixture
@@ -57,3 +57,11 @@ def test_keep_cuts_weight_and_lora_alike(linear):
     before = linear(x)
     linear.keep(0, rows)
     assert torch.allclose(linear(x), before[:, rows], atol=1e-6) and linear.B.shape == (2, 2)
+
+
+def test_low_rank_update_has_autograds_own_gradients():
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(5, 7), (5, 6), (3, 6), (7, 3)]]
+    y, x, A, B = tensors
+    assert torch.autograd.gradcheck(lambda y, x, A, B: LowRankUpdate.apply(y, x, A, B, 1.7), tensors)
+    torch.testing.assert_close(LowRankUpdate.apply(y, x, A, B, 1.7), y + 1.7 * x @ A.t() @ B.t())

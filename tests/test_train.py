@@ -245,3 +245,23 @@ def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
         assert train.answer_accuracy(model, tokenizer, [question], 64) == (answer == best)
     assert train.answer_accuracy(model, tokenizer, [train.data.Example(prompt, "lot 17")], 64) == 0
     assert train.answer_accuracy(model, tokenizer, [], 64) is None
+
+
+def test_compiled_layers_take_new_decisions_without_compiling_again(monkeypatch, options, tmp_path):
+    """Without graph breaks; after the cut, each layer of another size is compiled once."""
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile(self, backend="aot_eager", **how))
+    counters, graphs, step = torch._dynamo.utils.counters, [], train.Run.advance
+    counters.clear()
+
+    def counted(run):
+        terms = step(run)
+        graphs.append(counters["stats"]["unique_graphs"])
+        return terms
+
+    assert command(monkeypatch, *options) == 0
+    monkeypatch.setattr(train.Run, "advance", counted)
+    assert command(monkeypatch, *options, "--compile", "--out", tmp_path / "compiled") == 0
+    assert 0 < graphs[0] == graphs[7] < graphs[8] == graphs[-1] <= graphs[7] + 3 and not counters["graph_break"]
+    for eager, compiled in zip(read_log(tmp_path / "run"), read_log(tmp_path / "compiled")):
+        assert eager["kept"] == compiled["kept"] and eager["loss"] == pytest.approx(compiled["loss"], abs=1e-3)
