@@ -601,6 +601,31 @@ def join_processes(config: Config) -> torch.device:
     return device
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        one = torch.ones(1, 1, dtype=torch.bfloat16, device=device)
+        return bool(one @ one == 1)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def out_of_memory(run: Run, error: RuntimeError) -> InputError | RuntimeError:
+    """What takes how much, and which option lowers it; any other error is handed back."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return error
+    config, layers = run.config, len(run.model.layers)
+    weights = sum(p.numel() * p.element_size() for p in run.model.parameters()) / 1e9
+    rest = max(0.0, peak_memory(run.device) / 1e9 - weights)
+    ways = [f"half --batch-size with --accumulate {2 * config.accumulate} saves {rest / 2:.1f} GB"] * (config.batch_size > 1)
+    ways += [f"half --seq-len {rest / 2:.1f} GB"]
+    ways += [] if config.checkpointing else [f"--checkpointing about {rest * (0.9 - 1 / layers):.1f} GB"]
+    ways += [f"--dtype bfloat16 {weights / 2:.1f} GB"] * (config.dtype == "float32")
+    return InputError(f"out of memory at step {run.step}: {weights:.1f} GB of weights, {rest:.1f} GB or more for "
+                      f"{config.batch_size} rows of {config.seq_len} tokens; {', '.join(ways)}")
+
+
 def prepare_directory(out: Path, run: Run, resuming: bool) -> Path:
     """Makes or clears the run directory; returns log.jsonl's path, cut back to `run.step`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -631,8 +656,9 @@ def main() -> None:
         raise InputError(f"{out}: the run would replace the model it starts from; choose another --out")
     device = join_processes(config)
     if config.dtype == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        config.dtype = "bfloat16" if bf16 else "float32"
+        config.dtype = "bfloat16" if device.type == "cuda" and has_bfloat16(device) else "float32"
+    if config.dtype == "bfloat16" and not has_bfloat16(device):
+        raise InputError(f"--dtype bfloat16: {device} cannot compute in it; use --dtype float32")
     run, tokenizer = open_run(config, device, out, checkpoint)
     first = llama.process_rank() == 0
     log_path = prepare_directory(out, run, resuming=bool(resume)) if first else os.devnull
@@ -652,7 +678,10 @@ def main() -> None:
     if not resume:
         save()  # a run can be resumed from its first moment on
     with open(log_path, "a") as file:
-        tune(run, save, lambda line: print(json.dumps(line), file=file, flush=True))
+        try:
+            tune(run, save, lambda line: print(json.dumps(line), file=file, flush=True))
+        except RuntimeError as error:
+            raise out_of_memory(run, error) from None
     if run.stop_asked:
         print(f"stopped at step {run.step} of {run.steps}; go on with: python train.py --resume {out}")
         sys.exit(130)

@@ -209,6 +209,31 @@ def test_nothing_of_others_is_overwritten(refused, options, tmp_path, monkeypatc
     refused([run / "pruned", "--max-tokens", "-9"], "--max-tokens", main=llama.main)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")])
+def test_out_of_memory_names_what_lowers_the_need(monkeypatch, options, capsys, tmp_path, error):
+    """After the first steps; the checkpoint is still good."""
+    step = train.Run.lora_step
+
+    def full(run):
+        if run.step == 7:
+            raise error
+        return step(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "lora_step", full)
+        assert command(patch, *options) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "step 7" in line
+    assert all(flag in line for flag in ("--batch-size with --accumulate 2", "--seq-len", "--checkpointing", "--dtype bfloat16"))
+    assert command(monkeypatch, "--resume", tmp_path / "run") == 0
+
+
+def test_bfloat16_where_there_is_none(monkeypatch, refused, options):
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: False)
+    refused([*options, "--dtype", "bfloat16"], "use --dtype float32")
+
+
 def test_as_from_the_shell(tmp_path):
     """One of them in a process of its own: the real exit status, one line, no traceback."""
     for script in ("train.py", "llama.py", "export.py"):

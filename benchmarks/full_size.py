@@ -1,0 +1,149 @@
+"""Everything once at the true shapes of LLaMA: write a raw checkpoint of random weights, load it, tune and prune for
+a few steps, cut, export, load the result and generate; time and peak memory of each part.
+
+    python benchmarks/full_size.py 1B                        # LLaMA-3.2-1B's shape; 3B, 7B (LLaMA-2) and 8B (LLaMA-3)
+    python benchmarks/full_size.py 7B --folder /scratch      # 14 GB there; 24 GB of memory, bfloat16, on a CPU
+    python benchmarks/full_size.py 8B --device cuda --checkpointing --batch-size 8 --seq-len 512     # one 24 GB GPU
+
+It also reports tokens/s and FLOP/s, counting 4 FLOPs a weight and token (forward, and the gradient of the
+activations; frozen weights need none), and their share of the device's peak if --peak-tflops names it.
+"""
+import argparse
+import gc
+import multiprocessing
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data  # noqa: E402
+import export  # noqa: E402
+import llama  # noqa: E402
+import train  # noqa: E402
+
+LLAMA3 = dict(n_kv_heads=8, vocab_size=128256, rope_theta=500000.0)
+SHAPES = {"tiny": dict(dim=256, n_layers=4, n_heads=8, vocab_size=4096, multiple_of=64),
+          "1B": dict(dim=2048, n_layers=16, n_heads=32, ffn_dim_multiplier=1.5, **LLAMA3),
+          "3B": dict(dim=3072, n_layers=28, n_heads=24, ffn_dim_multiplier=1.0, **LLAMA3),
+          "7B": dict(dim=4096, n_layers=32, n_heads=32, vocab_size=32000),
+          "8B": dict(dim=4096, n_layers=32, n_heads=32, ffn_dim_multiplier=1.3, multiple_of=1024, **LLAMA3)}
+TIED = ("1B", "3B")
+
+
+def write_checkpoint(shape: str, folder: Path) -> None:
+    """A raw checkpoint in bfloat16; in a process of its own, so that nothing of it stays in memory."""
+    with torch.device("meta"):
+        model = llama.Llama(llama.LlamaConfig(**SHAPES[shape]), tied=shape in TIED).to(torch.bfloat16)
+    model.to_empty(device="cpu")
+    torch.manual_seed(0)
+    for p in model.parameters():
+        p.data.normal_(std=0.02) if p.dim() == 2 else p.data.fill_(1)
+    (folder / "tokenizer.model").write_bytes(b"no text is read or written here")
+    llama.save(model, folder / "base", folder / "tokenizer.model")
+
+
+class Parts:
+    """Prints a line of the table for each part: seconds, the peak while it ran, and what is held after it."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        print("| part | seconds | peak GB | held after GB |\n|---|---|---|---|", flush=True)
+
+    def __call__(self, name: str, part):
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+        begin = time.perf_counter()
+        result = part()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+        gc.collect()
+        peak, held = self.memory()
+        print(f"| {name} | {seconds:.1f} | {peak / 2**30:.2f} | {held / 2**30:.2f} |", flush=True)
+        return result, seconds
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of tensors on a GPU; else of the process, without file pages that are only mapped."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        peak, now, files = (int(status[key].split()[0]) * 1024 for key in ("VmHWM", "VmRSS", "RssFile"))
+        return peak, now - files
+
+
+def main() -> None:
+    parser = llama.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", choices=list(SHAPES))
+    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary one; removed at the end)")
+    parser.add_argument("--space", choices=list(train.SPACES), default="dims")
+    parser.add_argument("--prune", type=float, default=0.4)
+    parser.add_argument("--steps", type=int, default=2, help="search steps, and tuning steps after the cut")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--seq-len", type=int, default=64)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--peak-tflops", type=float, help="of the GPU in bfloat16, for the utilization")
+    args = parser.parse_args()
+    device = llama.find_device(args.device)
+    folder = Path(tempfile.mkdtemp(prefix="full_size_", dir=args.folder))
+    try:
+        run_parts(args, device, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def run_parts(args, device: torch.device, folder: Path) -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(write_checkpoint, args.shape, folder).result()
+    size = train.file_bytes(folder / "base")
+    print(f"{args.shape}: {size / 2**30:.2f} GB of weights in bfloat16; {args.batch_size} x {args.seq_len} tokens, {device}, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)
+    part = Parts(device)
+    model, _ = part("load", lambda: llama.load(folder / "base", torch.bfloat16, device))
+    config = train.Config(steps=2 * args.steps, freeze_at=0.5, generator_every=1, prune=args.prune, space=args.space,
+                          batch_size=args.batch_size, seq_len=args.seq_len, checkpointing=args.checkpointing,
+                          compile=args.compile)
+    tokens = torch.randint(0, model.config.vocab_size, (max(16, args.batch_size), args.seq_len), dtype=torch.int32)
+    rows = data.Data(*[data.Rows(tokens, tokens)] * 3, [], {})
+    torch.manual_seed(0)
+    export.add_lora(model, config.rank, config.lora_scale)
+    groups = train.Groups(model.config, config.space, device=device)
+    base = llama.count_parameters(model)
+    run = train.Run(config, model, groups, rows)
+    part(f"warm start, {train.WARM_START} batches", run.warm_start)
+
+    def steps(n, of):
+        for _ in range(n):
+            of()
+            run.step += 1
+
+    _, seconds = part(f"{args.steps} generator steps", lambda: steps(args.steps, run.generator_step))
+    part(f"{args.steps} LoRA-aware steps", lambda: steps(args.steps, run.lora_step))
+    part("freeze and cut", run.freeze)
+    _, sliced = part(f"{args.steps} LoRA steps of the cut model", lambda: steps(args.steps, run.lora_step))
+    left = base - groups.total + groups.kept(run.d)
+    tokens_a_step = args.batch_size * args.seq_len
+    difference, _ = part("export, with its proof", lambda: export.write(
+        run.model, groups, None, folder / "tokenizer.model", tokens[:1].long(), folder / "pruned"))
+    kept = 1 - groups.kept(run.d) / groups.total
+    del model, run, groups
+    pruned, _ = part("load the pruned model", lambda: llama.load(folder / "pruned", torch.bfloat16, device))
+    part("generate 16 tokens", lambda: list(llama.generate(pruned, tokens[0, :8].tolist(), 16)))
+    print(f"\n{base:,} parameters, {left:,} after pruning ({kept:.2%} of the prunable removed); exported and pruned logits "
+          f"differ by {difference:.1e} at most; file {train.file_bytes(folder / 'pruned') / 2**30:.2f} GB")
+    for name, n, time_taken in (("generator step", base, seconds), ("LoRA step after the cut", left, sliced)):
+        rate = args.steps * tokens_a_step / time_taken
+        used = f", {4 * n * rate / 1e12 / args.peak_tflops:.1%} of the peak" if args.peak_tflops else ""
+        print(f"{name}: {rate:,.0f} tokens/s, {4 * n * rate / 1e12:.2f} TFLOP/s{used}")
+
+
+if __name__ == "__main__":
+    llama.command(main)
