@@ -98,8 +98,7 @@ def main_jobs(spaces, ratios, seeds, methods, budgets=("steps", "time")) -> list
 
 
 def ablation_jobs(seeds) -> list[list[dict]]:
-    defaults, paper = train.Config(), {f"paper, {name}": train.PAPER | change for name, change in PAPER_WITH.items()}
-    variants = {"atp": {}} | ABLATIONS | paper
+    defaults, variants = train.Config(), {"atp": {}} | ABLATIONS
     variants |= {f"T_end {x}": {"freeze_at": x} for x in (0.1, 0.25, 0.5, 0.75)}
     variants |= {f"temperature {x}": {"temperature": x} for x in (0.1, 1.0)}
     variants |= {f"rank {x}": {"rank": x} for x in (2, 32)}
@@ -251,7 +250,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=200, help="LoRA steps of ATP's run")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores (default 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores (default: 2)")
     parser.add_argument("--quick", action="store_true", help="ATP, Taylor and random, one cell and seed, fewer steps")
     parser.add_argument("--ablations", action="store_true", help="ATP without each of its parts, at 40 %%, both spaces")
     parser.add_argument("--check", action="store_true", help="exit 0 only if ATP is best in every complete cell of main.jsonl")

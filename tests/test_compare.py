@@ -1,0 +1,70 @@
+"""The comparison: what it runs, that it skips what is done, its table and its verdict by hand-made results."""
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import command
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import compare  # noqa: E402
+
+
+def result(method, loss, seed=0, budget="steps", space="dims", prune=0.4, seconds=10.0):
+    return {"method": method, "space": space, "prune": prune, "seed": seed, "budget": budget, "val_loss": loss, "accuracy": 0.25,
+            "seconds": seconds, "peak_memory_bytes": 2**30, "lora_steps": 100, "seconds_per_step": 0.1}
+
+
+def test_quick_runs_once_and_is_not_repeated(monkeypatch, tmp_path, model_dir, data_file, capsys):
+    monkeypatch.setattr(compare, "HERE", tmp_path)
+    (tmp_path / "results").mkdir()
+    arguments = ["--model", model_dir, "--data", data_file, "--quick", "--jobs", 2]
+    assert command(monkeypatch, *arguments, main=compare.main) == 0
+    lines = (tmp_path / "results/quick.jsonl").read_text().splitlines()
+    found = {r["method"]: r for r in map(json.loads, lines)}
+    assert set(found) == {"atp", "taylor", "random", "none"} and len(lines) == 4
+    assert all({"space", "prune", "seed", "budget", "lora_steps", "seconds", "val_loss", "accuracy", "peak_memory_bytes"} <= r.keys()
+               for r in found.values())
+    assert found["none"]["val_loss"] < found["taylor"]["val_loss"] and found["none"]["obtained_prune"] == 0
+    assert abs(found["atp"]["obtained_prune"] - 0.4) < 0.01
+    assert command(monkeypatch, *arguments, main=compare.main) == 0
+    assert (tmp_path / "results/quick.jsonl").read_text().splitlines() == lines
+    assert "0 of them to do" in capsys.readouterr().out
+    assert command(monkeypatch, *arguments, "--batch-size", 2, main=compare.main) == 2  # never mixed with other settings
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_equal_time_gives_a_cheaper_method_more_steps():
+    done = {compare.key(r): r for r in [result("atp", 3, seconds=30.0), result("taylor", 3.1, seconds=22.0)]}
+    job = dict(method="taylor", options={}, space="dims", prune=0.4, seed=0, budget="time")
+    assert compare.lora_steps(job, done, {"steps": 100}) == 180  # 8 seconds to spare, 0.1 a step
+    assert compare.lora_steps(job | {"budget": "steps"}, done, {"steps": 100}) == 100
+
+
+def test_the_search_of_a_longer_run_is_as_long():
+    job = dict(method="two-stage", options=compare.METHODS["two-stage"], space="dims", prune=0.4, seed=0, budget="time")
+    options = compare.options_of(job, {"steps": 100}, 125)
+    assert options["steps"] == 125 and options["freeze_at"] * 125 == pytest.approx(50)
+
+
+def test_every_job_of_the_main_table_is_a_valid_run():
+    waves = compare.main_jobs(["dims", "heads"], [0.3, 0.4, 0.5], [0, 1, 2], compare.METHODS)
+    jobs = [job for wave in waves + compare.ablation_jobs([0]) for job in wave]
+    assert len({compare.key(job) for job in jobs if job["method"] in compare.METHODS}) == 3 * (1 + 6 * 7 + 6 * 6)
+    for job in jobs:
+        compare.train.Config(**compare.options_of(job, {"steps": 100}, 100))
+
+
+def test_table_and_verdict_by_hand():
+    rows = [result("none", 3.0, space="-", prune=0.0), result("none", 3.2, 1, space="-", prune=0.0)]
+    rows += [result("atp", 3.1, seed) for seed in (0, 1)]
+    rows += [result(method, 3.3, seed, budget) for method in compare.BASELINES for seed in (0, 1) for budget in ("steps", "time")]
+    text = compare.table(rows)
+    assert f"| steps | dims | 40% | atp | 2 | {math.exp(3.1):.2f} ± 0.00 | 0.0000 ± 0.1414 | 1.005 ± 0.142 |" in text
+    assert text.count("| time | dims | 40% | atp |") == 1
+    assert compare.margins(rows) == {(budget, "dims", 0.4): (pytest.approx(0.2), "paper") for budget in ("steps", "time")}
+    assert compare.check(rows) == 0
+    assert compare.check(rows[:-1]) == 0 and len(compare.margins(rows[:-1])) == 1  # a cell that lacks a seed does not count
+    assert compare.check(rows + [result("magnitude", 2.8, 0, "time")]) == 1
+    assert compare.check([]) == 1
