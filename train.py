@@ -44,7 +44,7 @@ def option(default, text: str, low=None, high=2**31, **more):
     return dataclasses.field(**how, metadata={"help": text, "range": (low, high), "more": more})
 
 
-WARM_START = 12  # batches of the decision split that saliency is measured on
+WARM_START = 4  # batches of the decision split that saliency is measured on
 CRITERIA = ["taylor", "magnitude", "activation", "random"]
 DECISIONS = ["atp", "two-stage", *CRITERIA, "none"]
 
@@ -65,19 +65,20 @@ class Config:
     accumulate: int = option(1, "forward passes of one LoRA step", 1)
     seq_len: int = option(256, "tokens of a row", 2)
     answer_only: bool = option(False, "no loss on prompts, only on answers")
-    lr: float = option(2e-3, "LoRA's peak learning rate", 1e-9, 1e3)
+    lr: float = option(5e-3, "LoRA's peak learning rate", 1e-9, 1e3)
     warmup: float = option(0.03, "fraction of the steps over which it rises; then cosine to a tenth", 0, 1)
     weight_decay: float = option(0.01, "AdamW's, on LoRA", 0, 1e3)
     clip: float = option(1.0, "largest gradient norm of a LoRA step", 1e-9)
     rank: int = option(8, "of LoRA", 1)
     lora_scale: float = option(2.0, "s in W + s B A", 1e-9)
-    freeze_at: float = option(0.5, "fraction of the steps after which decisions are frozen (T_end)", 0, 1)
+    freeze_at: float = option(0.1, "fraction of the steps after which decisions are frozen (T_end)", 0, 1)
     aware: bool = option(True, "LoRA steps mask the frozen weight only; else LoRA, too (the pruned forward)")
     slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
-    generator_every: int = option(1, "LoRA steps between two generator steps", 1)
+    one_pass: bool = option(False, "one pass for both players in the search, through soft decisions: less time")
+    generator_every: int = option(2, "LoRA steps between two generator steps", 1)
     generator_lr: float = option(3e-3, "the generator's learning rate", 1e-9, 1e3)
     temperature: float = option(0.4, "T of the sigmoid in the decisions", 1e-3)
-    spread: float = option(1.0, "warm start: deviation of the logits from Taylor saliency; 0: none", 0, 1e3)
+    spread: float = option(2.0, "warm start: deviation of the logits from Taylor saliency; 0: none", 0, 1e3)
     anneal: float = option(0.6, "fraction of the search in which the budget goes from 1 to the target", 0, 1)
     budget: str = option("threshold", "the generator's budget: a threshold that fits it, or a loss term",
                          choices=["threshold", "loss"])
@@ -101,13 +102,14 @@ class Config:
 
 
 # The authors' procedure: noise, offset and a loss term for the budget; no warm start, masks to the end.
-PAPER = dict(budget="loss", sample=True, spread=0.0, anneal=0.0, generator_lr=1e-3, lasso="loss",
-             lasso_weight=10.0, slice_at_freeze=False)
+PAPER = dict(freeze_at=0.5, generator_every=1, budget="loss", sample=True, spread=0.0, anneal=0.0,
+             generator_lr=1e-3, lasso="loss", lasso_weight=10.0, slice_at_freeze=False)
 
-ONLY_WITH = {"prune": ("decisions", DECISIONS[:-1]), "freeze_at": ("decisions", ["atp", "two-stage"]),
-             "generator_every": ("decisions", ["atp", "two-stage"]),
-             "alpha": ("budget", ["loss"]), "offset": ("budget", ["loss"]),
-             "lasso_weight": ("lasso", ["proximal", "loss"])}
+LEARNED = ["atp", "two-stage"]
+ONLY_WITH = [("prune", "decisions", DECISIONS[:-1]), ("freeze_at", "decisions", LEARNED),
+             ("generator_every", "decisions", LEARNED), ("generator_every", "one_pass", [False]),
+             ("one_pass", "decisions", ["atp"]), ("alpha", "budget", ["loss"]), ("offset", "budget", ["loss"]),
+             ("lasso_weight", "lasso", ["proximal", "loss"])]
 
 
 def parse_arguments() -> tuple[Config, str | None, bool | None]:
@@ -136,9 +138,10 @@ def parse_arguments() -> tuple[Config, str | None, bool | None]:
         if low is not None and not low <= getattr(config, field.name) <= high:
             raise InputError(f"--{field.name.replace('_', '-')} {getattr(config, field.name)}: "
                              f"must be from {low} to {high}")
-    for flag, (other, values) in ONLY_WITH.items():
+    for flag, other, values in ONLY_WITH:
         if flag in given and getattr(config, other) not in values:
-            raise InputError(f"--{flag.replace('_', '-')} has no effect without --{other} {' or '.join(values)}")
+            raise InputError(f"--{flag.replace('_', '-')} has no effect with --{other.replace('_', '-')} "
+                             f"{getattr(config, other)}; leave one of them out")
     if config.round_to > 1 and config.round_to % 2:
         raise InputError(f"--round-to {config.round_to}: must be 1 or even, as rotary pairs go two by two")
     return config, resume, overwrite
@@ -247,7 +250,7 @@ class Run:
         self.compile()
         self.device, self.dtype = groups.cost.device, model.norm.weight.dtype
         self.prune = 0.0 if config.decisions == "none" else config.prune
-        learned = config.decisions in ("atp", "two-stage")
+        learned = config.decisions in LEARNED
         self.freeze_step = max(1, round(config.freeze_at * config.steps)) if learned else 0
         self.first_lora_step = self.freeze_step if config.decisions == "two-stage" else 0
         self.steps = self.first_lora_step + config.steps
@@ -296,73 +299,82 @@ class Run:
         if self.freeze_step == 0:
             self.freeze()
 
-    def soft_decisions(self, logits: Tensor, keep: float) -> Tensor:
-        """Decisions [G] in (0, 1) with a gradient, for the generator's step."""
-        if self.config.budget == "threshold":
-            logits = logits - self.groups.decide(logits, keep)[1]
+    def keep(self) -> float:
+        """The fraction to keep at this step of the search: from 1 down to the target over `anneal` of it."""
+        return 1 - self.prune * min(1.0, (self.step + 1) / max(1.0, self.config.anneal * self.freeze_step))
+
+    def soft_decisions(self) -> Tensor:
+        """The generator's decisions [G] in (0, 1), for the pruned forward."""
+        config, logits = self.config, self.generator()
+        if config.budget == "threshold":
+            logits = logits - self.groups.decide(logits, self.keep())[1]
         else:
-            logits = logits + gumbel(logits) + self.config.offset
-        return torch.sigmoid(logits / self.config.temperature)
+            logits = logits + gumbel(logits) + config.offset
+        p = torch.sigmoid(logits / config.temperature)
+        return straight_through(p) if config.straight_through else p
 
     def generator_step(self) -> dict[str, float]:
-        """One update of G on a decision batch, LoRA frozen; then the decisions of the next LoRA steps."""
-        config = self.config
-        keep = 1 - self.prune * min(1.0, (self.step + 1) / max(1.0, config.anneal * self.freeze_step))
-        tokens, targets, count = self.batch(self.rows.decision, self.step // config.generator_every, config.seed + 1)
-        self.train_lora(False)
-        d = self.soft_decisions(self.generator(), keep)
-        d = straight_through(d) if config.straight_through else d
-        loss = self.model.nll(tokens, targets, self.groups.masks(d, aware=False, dtype=self.dtype)) / count
-        total, terms = loss.detach(), {}
-        if config.budget == "loss":
-            term = budget_term((d * self.groups.share).sum(), keep)
-            loss, terms["budget"] = loss + config.alpha / self.processes * term, term.item()
-        self.generator_optimizer.zero_grad()
-        parameters = list(self.generator.parameters())
+        """One update of G on a decision batch, LoRA frozen."""
+        index = self.step // self.config.generator_every
+        tokens, targets, count = self.batch(self.rows.decision, index, self.config.seed + 1)
+        lora, d = self.optimizer.param_groups[0]["params"], self.soft_decisions()
+        for p in lora:
+            p.requires_grad_(False)
+        leaf = d.detach().requires_grad_()
+        loss = self.model.nll(tokens, targets, self.groups.masks(leaf, aware=False, dtype=self.dtype)) / count
         loss.backward()
-        self.train_lora(True)
-        self.add_up([total, *(p.grad for p in parameters)])
-        terms["gen_loss"] = total.item()
-        if self.finite(torch.nn.utils.clip_grad_norm_(parameters, 3.0)):  # the authors' bound
+        for p in lora:
+            p.requires_grad_(True)
+        self.add_up([total := loss.detach()])
+        return {"gen_loss": total.item()} | self.update_generator(d, leaf.grad)
+
+    def update_generator(self, d: Tensor, gradient: Tensor) -> dict[str, float]:
+        """Takes the loss's gradient in decisions d on to G; then the decisions of the next LoRA steps."""
+        self.add_up([gradient])
+        objective, terms = (d * gradient).sum(), {}
+        if self.config.budget == "loss":
+            term = budget_term((d * self.groups.share).sum(), self.keep())
+            objective, terms["budget"] = objective + self.config.alpha * term, term.item()
+        self.generator_optimizer.zero_grad()
+        objective.backward()
+        if self.finite(torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 3.0)):  # the authors' bound
             self.generator_optimizer.step()
+        last = self.d
         with torch.no_grad():
-            logits, last = self.generator(), self.d
-            if config.sample:
-                self.d = self.soft_decisions(logits, keep) > 0.5
-            else:
-                self.d, _ = self.groups.decide(logits, keep)
+            self.d = (self.soft_decisions() > 0.5 if self.config.sample
+                      else self.groups.decide(self.generator(), self.keep())[0])
         return terms | {"flips": (self.d != last).float().mean().item()}
 
-    def train_lora(self, on: bool) -> None:
-        for p in self.optimizer.param_groups[0]["params"]:
-            p.requires_grad_(on)
-
     def lora_step(self) -> dict[str, float]:
-        """One update of LoRA on train batches, decisions fixed."""
-        config, masks = self.config, None
-        if not self.sliced:
-            masks = self.groups.masks(self.d, aware=config.aware, dtype=self.dtype)
+        """One update of LoRA on train batches: decisions fixed, or in the same pass as G, through soft ones."""
+        config, parameters = self.config, self.optimizer.param_groups[0]["params"]
+        both = config.one_pass and not self.frozen
+        d = self.soft_decisions() if both else self.d
+        leaf = d.detach().requires_grad_(both)
         step = self.step - self.first_lora_step
         lr = config.lr * schedule(step, config.steps, config.warmup)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
         first = step * config.accumulate
         batches = [self.batch(self.rows.train, first + i, config.seed) for i in range(config.accumulate)]
-        count, parameters = sum(n for *_, n in batches), self.optimizer.param_groups[0]["params"]
+        count = sum(n for *_, n in batches)
         total, terms = torch.zeros((), device=self.device), {}
         for tokens, targets, _ in batches:
+            masks = None if self.sliced else self.groups.masks(leaf, config.aware and not both, self.dtype)
             loss = self.model.nll(tokens, targets, masks) / count
             loss.backward()
             total += loss.detach()
         self.add_up([total, *(p.grad for p in parameters)])
-        if masks and config.lasso == "loss":
+        if both:
+            terms = self.update_generator(d, leaf.grad)
+        if not self.sliced and config.lasso == "loss":
             penalty = group_lasso(self.model.layers, self.groups, self.d)
             (config.lasso_weight * penalty).backward()
             terms["lasso"] = penalty.item()
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         if self.finite(norm):
             self.optimizer.step()
-            if masks and config.lasso == "proximal":
+            if not self.sliced and config.lasso == "proximal":
                 proximal_lasso(self.model.layers, self.groups, self.d, lr * config.lasso_weight)
         return terms | {"loss": total.item(), "lr": lr, "grad_norm": norm.item()}
 
@@ -374,7 +386,7 @@ class Run:
     def advance(self) -> dict[str, float]:
         """One step of the loop. Raises InputError if updates had to be skipped in three steps in a row."""
         terms, before = {}, self.skipped
-        if not self.frozen and self.step % self.config.generator_every == 0:
+        if not (self.frozen or self.config.one_pass or self.step % self.config.generator_every):
             terms = self.generator_step()
         if self.step >= self.first_lora_step:
             terms |= self.lora_step()

@@ -85,15 +85,14 @@ def options_of(job: dict, setting: dict, steps: int) -> dict:
 
 
 def main_jobs(spaces, ratios, seeds, methods, budgets=("steps", "time")) -> list[list[dict]]:
-    """Waves of jobs; what is in one may need the results of those before."""
-    waves = []
+    """Waves of jobs, a ratio of a seed after another; what is in one may need the results of those before."""
+    waves = [[dict(method="none", options=METHODS["none"], space="-", prune=0.0, seed=seed, budget="steps") for seed in seeds]]
     for seed in seeds:
-        cells = [(space, prune) for space in spaces for prune in ratios]
-        for budget in budgets:
-            jobs = [dict(method="none", options=METHODS["none"], space="-", prune=0.0)] if budget == "steps" else []
-            jobs += [dict(method=name, options=METHODS[name], space=space, prune=prune) for space, prune in cells
-                     for name in methods if name not in ("none", *(["atp"] if budget == "time" else []))]
-            waves.append([job | {"seed": seed, "budget": budget} for job in jobs])
+        for prune in ratios:
+            for budget in budgets:  # ATP's run of the budget by steps is also that by time
+                names = [name for name in methods if name != "none" and (name, budget) != ("atp", "time")]
+                waves.append([dict(method=name, options=METHODS[name], space=space, prune=prune, seed=seed, budget=budget)
+                              for space in spaces for name in names])
     return waves
 
 
@@ -248,8 +247,8 @@ def main() -> None:
     parser.add_argument("--spaces", nargs="+", choices=list(train.SPACES), default=["dims", "heads"])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.4, 0.3, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200, help="LoRA steps of ATP's run")
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=600, help="LoRA steps of ATP's run")
+    parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores (default: 2)")
     parser.add_argument("--quick", action="store_true", help="ATP, Taylor and random, one cell and seed, fewer steps")
     parser.add_argument("--ablations", action="store_true", help="ATP without each of its parts, at 40 %%, both spaces")
@@ -261,7 +260,7 @@ def main() -> None:
         if not args.model or not args.data:
             raise llama.InputError("give --model and --data (or --check, or --table)")
         name = "quick" if args.quick else "ablations" if args.ablations else "main"
-        setting = {"model": args.model, "data": args.data, "steps": 60 if args.quick else args.steps,
+        setting = {"model": args.model, "data": args.data, "steps": 100 if args.quick else args.steps,
                    "batch_size": args.batch_size, "dtype": "float32", "device": "cpu"}
         stored = {json.dumps(shared(r["setting"])) for r in read_results(results / f"{name}.jsonl")}
         if stored - {json.dumps(shared(setting))}:

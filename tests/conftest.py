@@ -87,7 +87,8 @@ def data_file(tmp_path_factory):
 @pytest.fixture
 def options(model_dir, data_file, tmp_path):
     return ["--model", model_dir, "--data", data_file, "--out", tmp_path / "run", "--device", "cpu", "--steps", 16,
-            "--seq-len", 32, "--batch-size", 4, "--lr", 1e-2, "--eval-every", 4, "--log-every", 2, "--checkpoint-every", 5]
+            "--seq-len", 32, "--batch-size", 4, "--lr", 1e-2, "--eval-every", 4, "--log-every", 2, "--checkpoint-every", 5,
+            "--freeze-at", 0.5]
 
 
 def pytest_addoption(parser):
