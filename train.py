@@ -76,6 +76,7 @@ class Config:
     slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
     one_pass: bool = option(False, "one pass for both players in the search, through soft decisions: less time")
     generator_every: int = option(2, "LoRA steps between two generator steps", 1)
+    generator_batch_size: int = option(8, "rows of a generator step, and of each batch for saliency", 1)
     generator_lr: float = option(3e-3, "the generator's learning rate", 1e-9, 1e3)
     temperature: float = option(0.4, "T of the sigmoid in the decisions", 1e-3)
     spread: float = option(2.0, "warm start: deviation of the logits from Taylor saliency; 0: none", 0, 1e3)
@@ -107,7 +108,7 @@ PAPER = dict(freeze_at=0.5, generator_every=1, budget="loss", sample=True, sprea
 
 LEARNED = ["atp", "two-stage"]
 ONLY_WITH = [("prune", "decisions", DECISIONS[:-1]), ("freeze_at", "decisions", LEARNED),
-             ("generator_every", "decisions", LEARNED), ("generator_every", "one_pass", [False]),
+             ("generator_every", "decisions", ["atp"]), ("generator_every", "one_pass", [False]),
              ("one_pass", "decisions", ["atp"]), ("alpha", "budget", ["loss"]), ("offset", "budget", ["loss"]),
              ("lasso_weight", "lasso", ["proximal", "loss"])]
 
@@ -253,6 +254,7 @@ class Run:
         learned = config.decisions in LEARNED
         self.freeze_step = max(1, round(config.freeze_at * config.steps)) if learned else 0
         self.first_lora_step = self.freeze_step if config.decisions == "two-stage" else 0
+        self.generator_every = 1 if self.first_lora_step else config.generator_every  # else nothing would happen
         self.steps = self.first_lora_step + config.steps
         self.step, self.frozen, self.sliced, self.stop_asked = 0, False, False, False
         self.skipped, self.in_a_row = 0, 0  # updates not made because something was not finite; steps with such
@@ -271,9 +273,9 @@ class Run:
             for layer in self.model.layers:
                 layer.compile(fullgraph=not self.config.shard)
 
-    def batch(self, rows: data.Rows, index: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, rows: data.Rows, size: int, index: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """This process's rows of a batch, tokens and targets; and how many targets count in all of it."""
-        tokens, targets = rows.batch(self.config.batch_size, index, seed)
+        tokens, targets = rows.batch(size, index, seed)
         mine = slice(llama.process_rank(), None, self.processes)
         return tokens[mine].to(self.device), targets[mine].to(self.device), (targets >= 0).sum().clamp(min=1)
 
@@ -290,7 +292,8 @@ class Run:
         """Starts the search from saliency on the decision split (spread 0: from nothing), or decides by it."""
         config, criterion = self.config, self.config.decisions
         if criterion in CRITERIA or self.freeze_step and config.spread:
-            batches = [self.batch(self.rows.decision, i, config.seed) for i in range(WARM_START)]
+            size = config.generator_batch_size
+            batches = [self.batch(self.rows.decision, size, i, config.seed) for i in range(WARM_START)]
             found = saliency(criterion if criterion in CRITERIA else "taylor", self.model, self.groups, batches,
                              self.add_up)
             self.generator.prior.copy_(warm_start(found, config.spread or 1.0))
@@ -315,8 +318,9 @@ class Run:
 
     def generator_step(self) -> dict[str, float]:
         """One update of G on a decision batch, LoRA frozen."""
-        index = self.step // self.config.generator_every
-        tokens, targets, count = self.batch(self.rows.decision, index, self.config.seed + 1)
+        config = self.config
+        tokens, targets, count = self.batch(self.rows.decision, config.generator_batch_size,
+                                            self.step // self.generator_every, config.seed + 1)
         lora, d = self.optimizer.param_groups[0]["params"], self.soft_decisions()
         for p in lora:
             p.requires_grad_(False)
@@ -356,7 +360,8 @@ class Run:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
         first = step * config.accumulate
-        batches = [self.batch(self.rows.train, first + i, config.seed) for i in range(config.accumulate)]
+        batches = [self.batch(self.rows.train, config.batch_size, first + i, config.seed)
+                   for i in range(config.accumulate)]
         count = sum(n for *_, n in batches)
         total, terms = torch.zeros((), device=self.device), {}
         for tokens, targets, _ in batches:
@@ -386,7 +391,7 @@ class Run:
     def advance(self) -> dict[str, float]:
         """One step of the loop. Raises InputError if updates had to be skipped in three steps in a row."""
         terms, before = {}, self.skipped
-        if not (self.frozen or self.config.one_pass or self.step % self.config.generator_every):
+        if not (self.frozen or self.config.one_pass or self.step % self.generator_every):
             terms = self.generator_step()
         if self.step >= self.first_lora_step:
             terms |= self.lora_step()
@@ -443,13 +448,15 @@ class Run:
         torch.set_rng_state(saved["rng"])
 
 
-def tune(run: Run, save, log) -> None:
-    """The one-stage loop, from `run.step` to the last. `save()` writes a checkpoint, `log(dict)` a line."""
-    config, stop = run.config, False
+def tune(run: Run, save, log) -> bool:
+    """The one-stage loop, from `run.step` to the last. `save()` writes a checkpoint, `log(dict)` a line.
+
+    Returns whether it was asked to stop before the end."""
+    config, stop, terms = run.config, False, {}
     last_step, seconds = run.step, 0.0
     while run.step < run.steps and not stop:
         begin = time.monotonic()
-        terms = run.advance()
+        terms |= run.advance()
         seconds += time.monotonic() - begin
         at_end, asked = run.step == run.steps, torch.tensor([float(run.stop_asked)], device=run.device)
         run.add_up([asked])  # all processes stop at the same step, or none
@@ -465,9 +472,10 @@ def tune(run: Run, save, log) -> None:
                     "tokens_per_second": rate * config.batch_size * config.accumulate * config.seq_len}
             log(line)
             print(log_line(line, run.steps, (run.steps - run.step) / rate), flush=True)
-            last_step, seconds = run.step, 0.0
+            last_step, seconds, terms = run.step, 0.0, {}
         if at_end or stop or not run.in_a_row and (milestone or run.step % config.checkpoint_every == 0):
             save()
+    return stop
 
 
 def log_line(line: dict, steps: int, left: float) -> str:
@@ -601,9 +609,10 @@ def join_processes(config: Config) -> torch.device:
             raise InputError("--shard spreads the model over processes: torchrun --nproc_per_node=GPUS train.py ...")
         return device
     processes = int(os.environ["WORLD_SIZE"])
-    if config.batch_size % processes:
-        raise InputError(f"--batch-size {config.batch_size}: {processes} processes cannot share its rows alike; make "
-                         f"it a multiple of {processes}")
+    for flag, rows in (("--batch-size", config.batch_size), ("--generator-batch-size", config.generator_batch_size)):
+        if rows % processes:
+            raise InputError(f"{flag} {rows}: {processes} processes cannot share its rows alike; make it a "
+                             f"multiple of {processes}")
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -691,10 +700,10 @@ def main() -> None:
         save()  # a run can be resumed from its first moment on
     with open(log_path, "a") as file:
         try:
-            tune(run, save, lambda line: print(json.dumps(line), file=file, flush=True))
+            stopped = tune(run, save, lambda line: print(json.dumps(line), file=file, flush=True))
         except RuntimeError as error:
             raise out_of_memory(run, error) from None
-    if run.stop_asked:
+    if stopped:
         print(f"stopped at step {run.step} of {run.steps}; go on with: python train.py --resume {out}")
         sys.exit(130)
     signal.signal(signal.SIGINT, signal.default_int_handler)

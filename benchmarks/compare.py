@@ -30,16 +30,17 @@ import export  # noqa: E402
 import llama  # noqa: E402
 import train  # noqa: E402
 
-STATIC = ("taylor", "magnitude", "activation", "random")
-METHODS = {"atp": {}, "paper": train.PAPER,
-           # The two-stage generator is trained as long as the paper's: for half as many steps as LoRA.
-           "two-stage": {"decisions": "two-stage", "freeze_at": 0.5, "generator_every": 1},
-           **{name: {"decisions": name} for name in STATIC}, "none": {"decisions": "none"}}
+# The two-stage generator is trained as long as the paper's: for half as many steps as LoRA.
+METHODS = {"atp": {}, "taylor": {"decisions": "taylor"}, "two-stage": {"decisions": "two-stage", "freeze_at": 0.5},
+           **{name: {"decisions": name} for name in ("activation", "magnitude", "random")},
+           "paper": train.PAPER, "none": {"decisions": "none"}}
 BASELINES = [name for name in METHODS if name not in ("atp", "none")]
 ABLATIONS = {"masked-both": {"aware": False}, "no lasso": {"lasso": "none"},
              "lasso in the loss": {"lasso": "loss", "lasso_weight": 10.0}, "sampled": {"budget": "loss", "sample": True},
              "budget loss": {"budget": "loss"}, "straight-through": {"straight_through": True},
-             "no warm start": {"spread": 0.0}, "no annealing": {"anneal": 0.0}}
+             "no warm start": {"spread": 0.0}, "no annealing": {"anneal": 0.0}, "one pass": {"one_pass": True},
+             # The two-stage generator with as long a search as ATP's, in steps of its own.
+             "two-stage, short": {"decisions": "two-stage"}}
 
 
 def one_run(options: dict, threads: int, tuning: bool) -> dict:
@@ -49,19 +50,19 @@ def one_run(options: dict, threads: int, tuning: bool) -> dict:
     config = train.Config(**options)
     tokenizer = llama.Tokenizer(Path(config.model) / "tokenizer.model")
     rows = data.load(config.data, tokenizer, config.seq_len)
-    held_out = len(rows.train.tokens) // 20  # neither LoRA nor the generator learns from these rows
+    held_out = max(1, len(rows.train.tokens) // 20)  # neither LoRA nor the generator learns from these rows
     rows.train, tail = (data.Rows(*(part[s] for part in rows.train)) for s in (slice(-held_out), slice(-held_out, None)))
     model = llama.load(config.model, getattr(torch, config.dtype))
     begin = time.monotonic()
     torch.manual_seed(config.seed)
     groups = train.Groups(model.config, config.space)
     export.add_lora(model, config.rank, config.lora_scale)
-    run, log, lora_seconds, flips = train.Run(config, model, groups, rows), [], [], []
+    run, step_seconds, flips = train.Run(config, model, groups, rows), [], []
     run.warm_start()
     while run.step < run.steps:
         before = time.monotonic()
         terms = run.advance()
-        lora_seconds.append(time.monotonic() - before)
+        step_seconds.append(time.monotonic() - before)
         flips += [terms["flips"]] if "flips" in terms else []
     seconds = time.monotonic() - begin
     measured = tail if tuning else rows.validation
@@ -69,7 +70,7 @@ def one_run(options: dict, threads: int, tuning: bool) -> dict:
     accuracy = None if tuning else train.answer_accuracy(model, tokenizer, rows.questions, config.seq_len, run.pruned_masks())
     per_layer = [{kind: len(kept) for kind, kept in layer.items()} for layer in groups.kept_groups(run.d)]
     return {"val_loss": loss, "accuracy": accuracy, "seconds": seconds, "peak_memory_bytes": train.peak_memory(run.device),
-            "lora_steps": config.steps, "seconds_per_step": statistics.median(lora_seconds[-len(lora_seconds) // 3:]),
+            "lora_steps": config.steps, "seconds_per_step": statistics.median(step_seconds[-len(step_seconds) // 3:]),
             "obtained_prune": 1 - groups.kept(run.d) / groups.total, "flips": statistics.mean(flips) if flips else None,
             "kept_groups": per_layer}
 
@@ -77,33 +78,37 @@ def one_run(options: dict, threads: int, tuning: bool) -> dict:
 # ------------------------------------------------------------------------------------------------ what to run
 
 def options_of(job: dict, setting: dict, steps: int) -> dict:
-    """`train.Config`'s options for a job. The search keeps its number of steps when the run is made longer."""
+    """`train.Config`'s options for a job. In a longer run the search keeps its number of steps, in a shorter its share."""
     search = job["options"].get("freeze_at", train.Config().freeze_at) * setting["steps"]
     space = {} if job["method"] == "none" else {"space": job["space"], "prune": job["prune"]}
-    freeze = {"freeze_at": min(1.0, search / steps)} if steps != setting["steps"] else {}
+    freeze = {"freeze_at": search / steps} if steps > setting["steps"] else {}
     return setting | job["options"] | space | freeze | {"seed": job["seed"], "steps": steps}
 
 
 def main_jobs(spaces, ratios, seeds, methods, budgets=("steps", "time")) -> list[list[dict]]:
     """Waves of jobs, a ratio of a seed after another; what is in one may need the results of those before."""
-    waves = [[dict(method="none", options=METHODS["none"], space="-", prune=0.0, seed=seed, budget="steps") for seed in seeds]]
+    waves = []
     for seed in seeds:
+        dense = [dict(method="none", options=METHODS["none"], space="-", prune=0.0, seed=seed, budget="steps")]
         for prune in ratios:
             for budget in budgets:  # ATP's run of the budget by steps is also that by time
                 names = [name for name in methods if name != "none" and (name, budget) != ("atp", "time")]
-                waves.append([dict(method=name, options=METHODS[name], space=space, prune=prune, seed=seed, budget=budget)
-                              for space in spaces for name in names])
+                waves.append(dense + [
+                    dict(method=name, options=METHODS[name], space=space, prune=prune, seed=seed, budget=budget)
+                    for name in names for space in spaces])
+                dense = []
     return waves
 
 
-def ablation_jobs(seeds) -> list[list[dict]]:
+def ablation_jobs(spaces, seeds) -> list[list[dict]]:
     defaults, variants = train.Config(), {"atp": {}} | ABLATIONS
     variants |= {f"T_end {x}": {"freeze_at": x} for x in (0.1, 0.25, 0.5, 0.75)}
     variants |= {f"temperature {x}": {"temperature": x} for x in (0.1, 1.0)}
     variants |= {f"rank {x}": {"rank": x} for x in (2, 32)}
     variants |= {f"generator every {x}": {"generator_every": x} for x in (1, 2, 4, 8)}
     return [[dict(method=name, options=options, space=space, prune=defaults.prune, seed=seed, budget="steps")
-             for seed in seeds for space in train.SPACES for name, options in variants.items()]]
+             for seed in seeds for space in spaces for name, options in variants.items()
+             if name == "atp" or any(getattr(defaults, key) != value for key, value in options.items())]]
 
 
 def lora_steps(job: dict, results: dict, setting: dict) -> int:
@@ -115,12 +120,15 @@ def lora_steps(job: dict, results: dict, setting: dict) -> int:
         return statistics.median(r[name] for r in results.values() if (r["method"], r["budget"], r["space"], r["prune"])
                                  == (method, "steps", job["space"], job["prune"]))
 
-    spare = median("atp", "seconds") - median(job["method"], "seconds")
-    return max(1, setting["steps"] + round(spare / median(job["method"], "seconds_per_step")))
+    time, own = median("atp", "seconds"), median(job["method"], "seconds")
+    if own > time:
+        return max(1, int(setting["steps"] * time / own))
+    return setting["steps"] + int((time - own) / median(job["method"], "seconds_per_step"))
 
 
 def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tuning=False) -> None:
     """Runs what is not in the results yet, `jobs` processes at a time, and appends to `path`."""
+    path.parent.mkdir(exist_ok=True)
     threads = max(1, torch.get_num_threads() // jobs)
     results = {key(r): r for r in read_results(path)}
     left, begin, done = sum(key(job) not in results for wave in waves for job in wave), time.monotonic(), 0
@@ -134,7 +142,8 @@ def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tunin
             try:
                 for future in as_completed(futures):
                     job = futures[future]
-                    result = {name: job[name] for name in KEY} | future.result() | {"options": job["options"], "setting": setting}
+                    result = {name: job[name] for name in KEY} | future.result() | {
+                        "options": job["options"], "setting": shared(setting), "defaults": vars(train.Config())}
                     with open(path, "a") as file:
                         file.write(json.dumps(result) + "\n")
                     results[key(result)], done = result, done + 1
@@ -190,7 +199,8 @@ def spread(values: list[float], form: str) -> str:
 def table(results: list[dict]) -> str:
     """All cells as Markdown. A time budget's ATP is its run of the budget by steps, which sets the time."""
     cells = summarize(results)
-    cells |= {("time", *rest): value for (budget, *rest), value in cells.items() if rest[-1] == "atp"}
+    if any(budget == "time" for budget, *_ in cells):
+        cells |= {("time", *rest): value for (budget, *rest), value in cells.items() if rest[-1] == "atp"}
     order = {name: i for i, name in enumerate(METHODS)}
     lines = ["| equal | space | pruned | decisions | seeds | perplexity | gap to dense LoRA, nats | retained | accuracy | LoRA steps "
              "| seconds | peak memory |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
@@ -249,6 +259,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600, help="LoRA steps of ATP's run")
     parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--generator-batch-size", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores (default: 2)")
     parser.add_argument("--quick", action="store_true", help="ATP, Taylor and random, one cell and seed, fewer steps")
     parser.add_argument("--ablations", action="store_true", help="ATP without each of its parts, at 40 %%, both spaces")
@@ -257,19 +268,24 @@ def main() -> None:
     args = parser.parse_args()
     results = HERE / "results"
     if not (args.check or args.table):
+        if args.quick and args.ablations:
+            raise llama.InputError("--quick is a short main table; give it without --ablations")
         if not args.model or not args.data:
             raise llama.InputError("give --model and --data (or --check, or --table)")
         name = "quick" if args.quick else "ablations" if args.ablations else "main"
         setting = {"model": args.model, "data": args.data, "steps": 100 if args.quick else args.steps,
-                   "batch_size": args.batch_size, "dtype": "float32", "device": "cpu"}
-        stored = {json.dumps(shared(r["setting"])) for r in read_results(results / f"{name}.jsonl")}
-        if stored - {json.dumps(shared(setting))}:
-            raise llama.InputError(f"results/{name}.jsonl: made with other settings ({', '.join(stored)}); move it away first")
-        waves = main_jobs(args.spaces, args.ratios, args.seeds, METHODS)
+                   "batch_size": args.batch_size, "generator_batch_size": args.generator_batch_size, "dtype": "float32", "device": "cpu"}
+        now = vars(train.Config()) | shared(setting)
+        for r in read_results(results / f"{name}.jsonl"):
+            other = {key: value for key, value in (r["defaults"] | r["setting"]).items() if now.get(key, value) != value}
+            if other:
+                raise llama.InputError(f"results/{name}.jsonl: made with other settings, {other}; move it away first")
         if args.quick:
             waves = main_jobs(["dims"], [0.4], [0], ["atp", "taylor", "random"], ["steps"])
-        if args.ablations:
-            waves = ablation_jobs(args.seeds)
+        elif args.ablations:
+            waves = ablation_jobs(args.spaces, args.seeds)
+        else:
+            waves = main_jobs(args.spaces, args.ratios, args.seeds, METHODS)
         run_all(waves, setting, results / f"{name}.jsonl", args.jobs)
         if args.quick:
             return print(table(read_results(results / "quick.jsonl")))

@@ -39,6 +39,8 @@ def test_equal_time_gives_a_cheaper_method_more_steps():
     done = {compare.key(r): r for r in [result("atp", 3, seconds=30.0), result("taylor", 3.1, seconds=22.0)]}
     job = dict(method="taylor", options={}, space="dims", prune=0.4, seed=0, budget="time")
     assert compare.lora_steps(job, done, {"steps": 100}) == 180  # 8 seconds to spare, 0.1 a step
+    done |= {compare.key(r): r for r in [result("paper", 3.1, seconds=60.0)]}
+    assert compare.lora_steps(job | {"method": "paper"}, done, {"steps": 100}) == 50
     assert compare.lora_steps(job | {"budget": "steps"}, done, {"steps": 100}) == 100
 
 
@@ -46,11 +48,12 @@ def test_the_search_of_a_longer_run_is_as_long():
     job = dict(method="two-stage", options=compare.METHODS["two-stage"], space="dims", prune=0.4, seed=0, budget="time")
     options = compare.options_of(job, {"steps": 100}, 125)
     assert options["steps"] == 125 and options["freeze_at"] * 125 == pytest.approx(50)
+    assert compare.options_of(job, {"steps": 100}, 50)["freeze_at"] == 0.5  # of a shorter one, in proportion
 
 
 def test_every_job_of_the_main_table_is_a_valid_run():
     waves = compare.main_jobs(["dims", "heads"], [0.3, 0.4, 0.5], [0, 1, 2], compare.METHODS)
-    jobs = [job for wave in waves + compare.ablation_jobs([0]) for job in wave]
+    jobs = [job for wave in waves + compare.ablation_jobs(["dims", "heads"], [0]) for job in wave]
     assert len({compare.key(job) for job in jobs if job["method"] in compare.METHODS}) == 3 * (1 + 6 * 7 + 6 * 6)
     for job in jobs:
         compare.train.Config(**compare.options_of(job, {"steps": 100}, 100))
