@@ -289,6 +289,7 @@ def saliency(criterion: str, model: Llama, groups: Groups, batches, add_up=lambd
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # the hooks would be compiled with the layers
 def input_squares(model: Llama, batches) -> dict[LoRALinear, Tensor]:
     """The sum of squares of what goes into each linear, {linear: [in]}, over batches."""
     squares = dict.fromkeys(model.linears(), 0)

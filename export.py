@@ -41,8 +41,8 @@ def cut(model: Llama, groups: Groups, d: Tensor, optimizer: Optimizer | None = N
             old = getattr(linear, partner)
             linear.keep(axis, index)
             if optimizer and old is not None:
-                replaced[old] = getattr(linear, partner)
-                optimizer.state[replaced[old]] = {  # AdamW's moments are cut alike; its step count has no dimensions
+                new = replaced[old] = getattr(linear, partner)
+                optimizer.state[new] = {  # AdamW's moments are cut alike; its step count has no dimensions
                     name: value.index_select(axis, index) if value.dim() else value
                     for name, value in optimizer.state.pop(old, {}).items()}
         model.config.layers[layer] = pruned_size(block.attention.size, kept)
@@ -61,6 +61,7 @@ def merge(model: Llama) -> None:
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")
 def logits_of(model: Llama, tokens: Tensor, masks=None) -> Tensor:
     """Logits [B, T, V] on the CPU, a row at a time."""
     return torch.cat([model(row[None], masks).cpu() for row in tokens])

@@ -50,12 +50,10 @@ def command(main) -> None:
     try:
         main()
     except (InputError, OSError) as error:
-        if process_rank() == 0:  # other processes would only repeat it
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
     except torch.OutOfMemoryError as error:
-        sys.exit(print(f"error: out of GPU memory; lower --batch-size or --seq-len, or use --checkpointing "
-                       f"({first_line(error)})", file=sys.stderr) or 2)
+        sys.exit(print(f"error: out of GPU memory ({first_line(error)}); use a smaller model or a larger device",
+                       file=sys.stderr) or 2)
     except KeyboardInterrupt:
         sys.exit(print("interrupted", file=sys.stderr) or 130)
 
@@ -129,13 +127,13 @@ class LlamaConfig:
             hidden = self.multiple_of * -(-hidden // self.multiple_of)
             size = LayerSize(self.n_heads, self.n_kv_heads, self.head_dim, self.head_dim, hidden)
             self.layers = [dataclasses.replace(size) for _ in range(min(self.n_layers, 1000))]  # more is a lie
-        if self.head_dim % 2 or len(self.layers) != self.n_layers:
+        if self.head_dim < 2 or self.head_dim % 2 or len(self.layers) != self.n_layers:
             raise ValueError(f"{len(self.layers)} layers of {self.n_layers}, {self.head_dim} dimensions a head")
         pairs = self.head_dim // 2
         for i, size in enumerate(self.layers):
             kept = range(pairs) if size.rotary_pairs is None else size.rotary_pairs
             if size.n_heads % size.n_kv_heads:
-                raise ValueError(f"layer {i}: {size.n_heads} heads cannot share {size.n_kv_heads} keys and values")
+                raise ValueError(f"layer {i}: {size.n_heads} heads cannot share {size.n_kv_heads} keys")
             if 2 * len(kept) != size.qk_dim or not all(type(p) is int and 0 <= p < pairs for p in kept):
                 raise ValueError(f"layer {i}: its rotary pairs do not fit qk_dim {size.qk_dim}")
 
@@ -175,7 +173,7 @@ def build(kind, values, where: str = ""):
             raise ValueError(f"{where}{key!r} is {str(value)[:40]}")
     try:
         return kind(**values)
-    except TypeError as error:  # "LlamaConfig.__init__() got an unexpected keyword argument 'moe'", or one missing
+    except TypeError as error:  # "LlamaConfig.__init__() got an unexpected keyword argument 'moe'"
         raise ValueError(where + str(error).partition("__init__() ")[2]) from None
 
 
@@ -351,7 +349,8 @@ class Llama(nn.Module):
         rope = angles.cos(), angles.sin()  # T 1 head_dim/2
         x = self.tok_embeddings(tokens)
         for i, layer in enumerate(self.layers):
-            arguments = x, layer.attention.rotary(rope), masks[i] if masks else {}, caches[i] if caches else None, start
+            mask, cache = masks[i] if masks else {}, caches[i] if caches else None
+            arguments = x, layer.attention.rotary(rope), mask, cache, start
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
@@ -480,8 +479,10 @@ def shard(model: Llama, layer: int) -> None:
 
     LoRA stays whole everywhere; embedding and output, which the loss reads, too."""
     from torch.distributed.fsdp import fully_shard
-    lora = {p for p in model.layers[layer].parameters() if p.requires_grad}
-    fully_shard(model.layers[layer], reshard_after_forward=True, ignored_params=lora)
+    block = model.layers[layer]
+    mesh = dist.init_device_mesh(block.ffn_norm.weight.device.type, (dist.get_world_size(),))
+    lora = {p for p in block.parameters() if p.requires_grad}
+    fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=lora)
 
 
 def whole(p: Tensor) -> Tensor:

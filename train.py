@@ -3,9 +3,8 @@
     python train.py --data legal.jsonl                                  # built-in tiny base, on a laptop
     python train.py --model Llama-2-7b --data legal.jsonl --prune 0.4   # one GPU
 
-Every step: the generator G learns on a batch which groups to keep, LoRA frozen (pruned forward); then LoRA
-learns on another batch, decisions fixed (LoRA-aware forward), and the lasso shrinks what it learned in
-removed groups. From `--freeze-at` on, decisions are frozen, the removed groups are cut out, and the rest is
+In turns: the generator G learns on a batch which groups to keep, LoRA frozen (pruned forward); LoRA learns on
+other batches, decisions fixed (LoRA-aware forward), and the lasso shrinks what it learned in removed groups. From `--freeze-at` on, decisions are frozen, the removed groups are cut out, and the rest is
 plain LoRA on the small model. The loop is `tune`, a step is `Run.advance`.
 """
 import argparse
@@ -58,8 +57,8 @@ class Config:
     space: str = option("dims", "remove head dimensions or whole heads, and FFN units", choices=list(SPACES))
     uniform: bool = option(False, "the same sizes in every layer, for engines that want that")
     round_to: int = option(1, "keep dimensions and FFN units in multiples of this", 1)
-    decisions: str = option("atp", "learned while tuning (atp); learned, or by a criterion, on the pretrained model "
-                            "before tuning; or none: everything is kept", choices=DECISIONS)
+    decisions: str = option("atp", "learned while tuning (atp); learned first, or taken by a criterion, on the "
+                            "pretrained model; or none: everything is kept", choices=DECISIONS)
     steps: int = option(300, "LoRA steps", 1)
     batch_size: int = option(8, "rows of one forward pass", 1)
     accumulate: int = option(1, "forward passes of one LoRA step", 1)
@@ -510,7 +509,8 @@ def finish(run: Run, tokenizer: Tokenizer, out: Path) -> None:
     pruned["params"] = base["params"] - groups.total + kept
     difference = export.write(run.model, groups, None if run.sliced else run.d, tokenizer.path,
                               run.rows.validation.at(slice(4))[0], out / "pruned")
-    exported = measure(llama.load(out / "pruned", run.dtype, run.device, config.shard), tokenizer, run.rows, config)
+    model = llama.load(out / "pruned", run.dtype, run.device, config.shard)
+    exported = measure(model, tokenizer, run.rows, config)
     exported["bytes"] = file_bytes(out / "pruned")
     rows = {"base": base, "pruned": pruned, "exported": exported}
     summary = {"requested_prune": run.prune, "obtained_prune": 1 - kept / groups.total,
@@ -597,25 +597,23 @@ def open_run(config: Config, device, out: Path, checkpoint: dict | None) -> tupl
     print(f"base: validation loss {base['val_loss']:.4f}, perplexity {math.exp(base['val_loss']):.2f}",
           flush=True)
     run.record |= {"base": base | {"bytes": file_bytes(Path(config.model))}, "fingerprint": digests}
-    run.warm_start()
     return run, tokenizer
 
 
 def join_processes(config: Config) -> torch.device:
     """This process's device; under torchrun, joins the others and mutes all but the first. Raises InputError."""
+    if torch.cuda.is_available() and config.device in ("auto", "cuda"):
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # which "cuda" means from here on
     device = llama.find_device(config.device)
     if "RANK" not in os.environ:
         if config.shard:
-            raise InputError("--shard spreads the model over processes: torchrun --nproc_per_node=GPUS train.py ...")
+            raise InputError("--shard needs several processes: torchrun --nproc_per_node=GPUS train.py ...")
         return device
     processes = int(os.environ["WORLD_SIZE"])
-    for flag, rows in (("--batch-size", config.batch_size), ("--generator-batch-size", config.generator_batch_size)):
-        if rows % processes:
-            raise InputError(f"{flag} {rows}: {processes} processes cannot share its rows alike; make it a "
-                             f"multiple of {processes}")
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    for name in ("batch_size", "generator_batch_size"):
+        if getattr(config, name) % processes:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: {processes} processes cannot "
+                             f"share its rows alike; make it a multiple of {processes}")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if llama.process_rank():
         sys.stdout = open(os.devnull, "w")
@@ -639,12 +637,15 @@ def out_of_memory(run: Run, error: RuntimeError) -> InputError | RuntimeError:
     config, layers = run.config, len(run.model.layers)
     weights = sum(p.numel() * p.element_size() for p in run.model.parameters()) / 1e9
     rest = max(0.0, peak_memory(run.device) / 1e9 - weights)
-    ways = [f"half --batch-size with --accumulate {2 * config.accumulate} saves {rest / 2:.1f} GB"] * (config.batch_size > 1)
-    ways += [f"half --seq-len {rest / 2:.1f} GB"]
-    ways += [] if config.checkpointing else [f"--checkpointing about {rest * (0.9 - 1 / layers):.1f} GB"]
-    ways += [f"--dtype bfloat16 {weights / 2:.1f} GB"] * (config.dtype == "float32")
-    return InputError(f"out of memory at step {run.step}: {weights:.1f} GB of weights, {rest:.1f} GB or more for "
-                      f"{config.batch_size} rows of {config.seq_len} tokens; {', '.join(ways)}")
+    ways = [f"half --seq-len saves {rest / 2:.1f} GB"]
+    if config.batch_size > 1:
+        ways += [f"half --batch-size with --accumulate {2 * config.accumulate} {rest / 2:.1f} GB"]
+    if not config.checkpointing and layers > 1:
+        ways += [f"--checkpointing about {rest * 0.9 * (1 - 1 / layers):.1f} GB"]
+    if config.dtype == "float32":
+        ways += [f"--dtype bfloat16 {weights / 2:.1f} GB"]
+    return InputError(f"out of memory at step {run.step}: {weights:.1f} GB of weights and {rest:.1f} GB or more "
+                      f"for {config.batch_size} rows of {config.seq_len} tokens; {', '.join(ways)}")
 
 
 def prepare_directory(out: Path, run: Run, resuming: bool) -> Path:
@@ -696,10 +697,11 @@ def main() -> None:
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, ask_to_stop)
-    if not resume:
-        save()  # a run can be resumed from its first moment on
     with open(log_path, "a") as file:
         try:
+            if not resume:
+                run.warm_start()
+                save()  # a run can be resumed from its first moment on
             stopped = tune(run, save, lambda line: print(json.dumps(line), file=file, flush=True))
         except RuntimeError as error:
             raise out_of_memory(run, error) from None

@@ -53,10 +53,10 @@ def kept_for_backward(shape: dict, tokens: int = 64) -> float:
 
 
 def flops(config: llama.LlamaConfig, weights: int, lora: int, length: int, backward=True) -> float:
-    """A token's: 2 a weight, twice with the activations' gradient; LoRA's also for its own; causal attention."""
+    """A token's: 2 a weight, twice with the activations' gradient; LoRA's also for its own; all of attention's scores."""
     passes = 2 if backward else 1
     size = config.layers[0]
-    attention = 2 * length * size.n_heads * (size.qk_dim + size.v_dim) * config.n_layers  # torch counts all scores
+    attention = 2 * length * size.n_heads * (size.qk_dim + size.v_dim) * config.n_layers
     return passes * 2 * weights + (3 if backward else 1) * 2 * lora + (2.5 if backward else 1) * attention
 
 
@@ -75,8 +75,9 @@ def numbers(name: str) -> dict:
     dense = flops(model.config, weights, lora, LENGTH)
     keep = 1 - config.prune
     cut = dense * (1 - config.prune * linears / weights)
-    search = dense * (1 + 1 / config.generator_every)
-    atp = config.freeze_at * search + (1 - config.freeze_at) * cut + dense * train.WARM_START / config.steps
+    a_pass = dense * config.generator_batch_size / config.batch_size
+    search = dense + a_pass / config.generator_every
+    atp = config.freeze_at * search + (1 - config.freeze_at) * cut + a_pass * train.WARM_START / config.steps
     learned = 16 * lora  # float32 weight, gradient and AdamW's two moments
     search_only = 16 * sum(p.numel() for p in generator.parameters())
     a_layer, tokens = kept_for_backward(shape), ROWS * LENGTH

@@ -1,6 +1,6 @@
 """What the parts of a step and of a run cost, against plain LoRA and against transformers + peft.
 
-    python benchmarks/speed.py                                # 4 layers of width 256, and 2 of 1024 and 2048
+    python benchmarks/speed.py                                # 2 layers of width 256, 1024 and 2048
     python benchmarks/speed.py --widths 4096 --layers 2 --seq-len 128 --json speed.json
     python benchmarks/speed.py --quick                        # one small shape, under three minutes
 
@@ -63,7 +63,7 @@ def random_model(args, width: int) -> llama.Llama:
 
 def a_run(args, width: int, **options) -> train.Run:
     """`train.py`'s own loop on random rows, ready for its first step."""
-    config = train.Config(steps=300, batch_size=args.batch_size, seq_len=args.seq_len, prune=args.prune, space=args.space,
+    config = train.Config(steps=300, batch_size=args.batch_size, generator_batch_size=args.batch_size, seq_len=args.seq_len, prune=args.prune, space=args.space,
                           compile=args.compile, checkpointing=args.checkpointing, **options)
     model = random_model(args, width)
     export.add_lora(model, config.rank, config.lora_scale)
@@ -94,7 +94,7 @@ def peft_step(args, width: int):
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()
     learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=2e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(learned, lr=5e-3, weight_decay=0.01)
     tokens = torch.randint(0, args.vocab, (args.batch_size, args.seq_len), device=args.device)
 
     def step():

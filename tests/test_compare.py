@@ -66,7 +66,7 @@ def test_table_and_verdict_by_hand():
     text = compare.table(rows)
     assert f"| steps | dims | 40% | atp | 2 | {math.exp(3.1):.2f} ± 0.00 | 0.0000 ± 0.1414 | 1.005 ± 0.142 |" in text
     assert text.count("| time | dims | 40% | atp |") == 1
-    assert compare.margins(rows) == {(budget, "dims", 0.4): (pytest.approx(0.2), "paper") for budget in ("steps", "time")}
+    assert compare.margins(rows) == {(budget, "dims", 0.4): (pytest.approx(0.2), "taylor") for budget in ("steps", "time")}
     assert compare.check(rows) == 0
     assert compare.check(rows[:-1]) == 0 and len(compare.margins(rows[:-1])) == 1  # a cell that lacks a seed does not count
     assert compare.check(rows + [result("magnitude", 2.8, 0, "time")]) == 1
