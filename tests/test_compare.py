@@ -31,7 +31,7 @@ def test_quick_runs_once_and_is_not_repeated(monkeypatch, tmp_path, model_dir, d
     assert command(monkeypatch, *arguments, main=compare.main) == 0
     assert (tmp_path / "results/quick.jsonl").read_text().splitlines() == lines
     assert "0 of them to do" in capsys.readouterr().out
-    assert command(monkeypatch, *arguments, "--batch-size", 2, main=compare.main) == 2  # never mixed with other settings
+    assert command(monkeypatch, *arguments, "--batch-size", 3, main=compare.main) == 2  # never mixed with other settings
     assert "other settings" in capsys.readouterr().err
 
 
