@@ -109,7 +109,9 @@ LEARNED = ["atp", "two-stage"]
 ONLY_WITH = [("prune", "decisions", DECISIONS[:-1]), ("freeze_at", "decisions", LEARNED),
              ("generator_every", "decisions", ["atp"]), ("generator_every", "one_pass", [False]),
              ("one_pass", "decisions", ["atp"]), ("alpha", "budget", ["loss"]), ("offset", "budget", ["loss"]),
-             ("lasso_weight", "lasso", ["proximal", "loss"])]
+             ("lasso_weight", "lasso", ["proximal", "loss"]), ("sample", "budget", ["loss"]),
+             *[(name, "decisions", LEARNED) for name in ("generator_lr", "temperature", "spread", "anneal",
+                                                         "budget", "straight_through", "sample")]]
 
 
 def parse_arguments() -> tuple[Config, str | None, bool | None]:
