@@ -4,8 +4,9 @@
     python train.py --model Llama-2-7b --data legal.jsonl --prune 0.4   # one GPU
 
 In turns: the generator G learns on a batch which groups to keep, LoRA frozen (pruned forward); LoRA learns on
-other batches, decisions fixed (LoRA-aware forward), and the lasso shrinks what it learned in removed groups. From `--freeze-at` on, decisions are frozen, the removed groups are cut out, and the rest is
-plain LoRA on the small model. The loop is `tune`, a step is `Run.advance`.
+other batches, decisions fixed (LoRA-aware forward), and the lasso shrinks what it learned in removed groups.
+From `--freeze-at` on, decisions are frozen, the removed groups are cut out, and the rest is plain LoRA on the
+small model. The loop is `tune`, a step is `Run.advance`.
 """
 import argparse
 import dataclasses

@@ -45,8 +45,7 @@ ABLATIONS = {"masked-both": {"aware": False}, "no lasso": {"lasso": "none"},
 
 def one_run(options: dict, threads: int, tuning: bool) -> dict:
     """A run through the same functions as `train.py`, measured; in a process of its own, for its peak of memory."""
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     config = train.Config(**options)
     tokenizer = llama.Tokenizer(Path(config.model) / "tokenizer.model")
     rows = data.load(config.data, tokenizer, config.seq_len)
@@ -263,6 +262,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores (default: 2)")
     parser.add_argument("--quick", action="store_true", help="ATP, Taylor and random, one cell and seed, fewer steps")
     parser.add_argument("--ablations", action="store_true", help="ATP without each of its parts, at 40 %%, both spaces")
+    parser.add_argument("--tune", action="store_true", help="measure on held-out rows of the train split; to tune.jsonl")
     parser.add_argument("--check", action="store_true", help="exit 0 only if ATP is best in every complete cell of main.jsonl")
     parser.add_argument("--table", action="store_true", help="only make RESULTS.md from the results there are")
     args = parser.parse_args()
@@ -272,7 +272,7 @@ def main() -> None:
             raise llama.InputError("--quick is a short main table; give it without --ablations")
         if not args.model or not args.data:
             raise llama.InputError("give --model and --data (or --check, or --table)")
-        name = "quick" if args.quick else "ablations" if args.ablations else "main"
+        name = "tune" if args.tune else "quick" if args.quick else "ablations" if args.ablations else "main"
         setting = {"model": args.model, "data": args.data, "steps": 100 if args.quick else args.steps,
                    "batch_size": args.batch_size, "generator_batch_size": args.generator_batch_size, "dtype": "float32", "device": "cpu"}
         now = vars(train.Config()) | shared(setting)
@@ -286,9 +286,9 @@ def main() -> None:
             waves = ablation_jobs(args.spaces, args.seeds)
         else:
             waves = main_jobs(args.spaces, args.ratios, args.seeds, METHODS)
-        run_all(waves, setting, results / f"{name}.jsonl", args.jobs)
-        if args.quick:
-            return print(table(read_results(results / "quick.jsonl")))
+        run_all(waves, setting, results / f"{name}.jsonl", args.jobs, args.tune)
+        if args.quick or args.tune:
+            return print(table(read_results(results / f"{name}.jsonl")))
     found = {name: read_results(results / f"{name}.jsonl") for name in ("main", "ablations")}
     if args.check:
         sys.exit(check(found["main"]))

@@ -31,6 +31,10 @@ def test_quick_runs_once_and_is_not_repeated(monkeypatch, tmp_path, model_dir, d
     assert command(monkeypatch, *arguments, main=compare.main) == 0
     assert (tmp_path / "results/quick.jsonl").read_text().splitlines() == lines
     assert "0 of them to do" in capsys.readouterr().out
+    assert command(monkeypatch, *arguments, "--tune", main=compare.main) == 0
+    tuned = {r["method"]: r for r in compare.read_results(tmp_path / "results/tune.jsonl")}
+    for method, r in tuned.items():  # the same run, measured on other rows
+        assert r["flips"] == found[method]["flips"] and r["val_loss"] != found[method]["val_loss"] and r["accuracy"] is None
     assert command(monkeypatch, *arguments, "--batch-size", 3, main=compare.main) == 2  # never mixed with other settings
     assert "other settings" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +14,28 @@ import llama
 import train
 
 
+CHECKED = """
+import export, llama, sys, train
+write = export.write
+
+def checked(model, *rest):
+    for weight in (linear.weight for linear in model.linears()):
+        assert "--shard" not in sys.argv or weight.to_local().shape[0] <= -(-weight.shape[0] // 2)
+    return write(model, *rest)
+
+export.write = checked
+llama.command(train.main)
+"""
+
+
 def torchrun(options, *extra):
-    """`torchrun --nproc_per_node=2 train.py ...`; what it printed and its exit status."""
+    """`torchrun --nproc_per_node=2 train.py ...`; what it printed and its exit status.
+
+    Before the export, with --shard, a process must hold no more than half of any linear's rows."""
+    script = Path(options[options.index("--out") + 1]).with_name("checked.py")
+    script.write_text(f"import sys\nsys.path.insert(0, {os.path.dirname(train.__file__)!r})\n{CHECKED}")
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                           train.__file__, *map(str, options), *extra],
+                           script, *map(str, options), *extra],
                           capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return done.stdout + done.stderr, done.returncode
 
