@@ -164,6 +164,22 @@ class Groups:
             return d, lowest
         return d, midpoint(score[best[first_over - 1]], score[best[first_over]])
 
+    def edge(self, logits: Tensor, keep: float, temperature: float) -> Tensor:
+        """`decide`'s edge [G], moving with the logits so that sigmoid((logits - edge) / temperature) keeps as much.
+
+        So the gradient of a loss in a logit is relative to that of all groups at the edge, per parameter: without,
+        every group would rise, as keeping one more helps nearly always, and only noise would tell them apart.
+        """
+        edge = self.decide(logits, keep)[1]
+        p = torch.sigmoid((logits.detach() - edge) / temperature)
+        weight = p * (1 - p) * self.cost  # what a group gives back when the edge rises
+
+        def total(x):  # over all that share an edge
+            which = self.segment if self.uniform else torch.zeros_like(self.segment)
+            return torch.zeros_like(x).index_add(0, which, x)[which]
+
+        return edge + total(weight * (logits - logits.detach())) / total(weight).clamp(min=1e-30)
+
     def masks(self, d: Tensor, aware: bool, dtype=torch.float32) -> list[dict[str, Mask]]:
         """What each layer's linears are told of decisions d [G], hard or soft, for `Llama.forward`."""
         d, masks = d.to(dtype), []

@@ -3,8 +3,9 @@
     python train.py --data legal.jsonl                                  # built-in tiny base, on a laptop
     python train.py --model Llama-2-7b --data legal.jsonl --prune 0.4   # one GPU
 
-In turns: the generator G learns on a batch which groups to keep, LoRA frozen (pruned forward); LoRA learns on
-other batches, decisions fixed (LoRA-aware forward), and the lasso shrinks what it learned in removed groups.
+First the search: one pass through soft decisions teaches LoRA the task and the generator G which groups to keep,
+and the lasso shrinks what LoRA learned in removed groups. With `--alternate`, as in the paper, they take turns: G
+learns on a batch with LoRA frozen (pruned forward), LoRA on others with decisions fixed (LoRA-aware forward).
 From `--freeze-at` on, decisions are frozen, the removed groups are cut out, and the rest is plain LoRA on the
 small model. The loop is `tune`, a step is `Run.advance`.
 """
@@ -72,10 +73,11 @@ class Config:
     rank: int = option(8, "of LoRA", 1)
     lora_scale: float = option(2.0, "s in W + s B A", 1e-9)
     freeze_at: float = option(0.1, "fraction of the steps after which decisions are frozen (T_end)", 0, 1)
-    aware: bool = option(True, "LoRA steps mask the frozen weight only; else LoRA, too (the pruned forward)")
+    aware: bool = option(True, "under 0/1 decisions, LoRA steps mask the frozen weight only; else LoRA, too")
     slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
-    one_pass: bool = option(False, "one pass for both players in the search, through soft decisions: less time")
-    generator_every: int = option(2, "LoRA steps between two generator steps", 1)
+    alternate: bool = option(False, "in the search, G and LoRA learn in turns, by passes and batches of their own "
+                             "(the paper); else by the same pass, through soft decisions: less time")
+    generator_every: int = option(2, "with --alternate, LoRA steps between two generator steps", 1)
     generator_batch_size: int = option(8, "rows of a generator step, and of each batch for saliency", 1)
     generator_lr: float = option(3e-3, "the generator's learning rate", 1e-9, 1e3)
     temperature: float = option(0.4, "T of the sigmoid in the decisions", 1e-3)
@@ -103,14 +105,15 @@ class Config:
 
 
 # The authors' procedure: noise, offset and a loss term for the budget; no warm start, masks to the end.
-PAPER = dict(freeze_at=0.5, generator_every=1, budget="loss", sample=True, spread=0.0, anneal=0.0,
+PAPER = dict(alternate=True, freeze_at=0.5, generator_every=1, budget="loss", sample=True, spread=0.0, anneal=0.0,
              generator_lr=1e-3, lasso="loss", lasso_weight=10.0, slice_at_freeze=False)
 
 LEARNED = ["atp", "two-stage"]
 ONLY_WITH = [("prune", "decisions", DECISIONS[:-1]), ("freeze_at", "decisions", LEARNED),
-             ("generator_every", "decisions", ["atp"]), ("generator_every", "one_pass", [False]),
-             ("one_pass", "decisions", ["atp"]), ("alpha", "budget", ["loss"]), ("offset", "budget", ["loss"]),
+             ("alternate", "decisions", ["atp"]), ("generator_every", "alternate", [True]),
+             ("alpha", "budget", ["loss"]), ("offset", "budget", ["loss"]),
              ("lasso_weight", "lasso", ["proximal", "loss"]), ("sample", "budget", ["loss"]),
+             ("sample", "alternate", [True]),
              *[(name, "decisions", LEARNED) for name in ("generator_lr", "temperature", "spread", "anneal",
                                                          "budget", "straight_through", "sample")]]
 
@@ -256,7 +259,8 @@ class Run:
         learned = config.decisions in LEARNED
         self.freeze_step = max(1, round(config.freeze_at * config.steps)) if learned else 0
         self.first_lora_step = self.freeze_step if config.decisions == "two-stage" else 0
-        self.generator_every = 1 if self.first_lora_step else config.generator_every  # else nothing would happen
+        self.one_pass = not (config.alternate or self.first_lora_step)
+        self.generator_every = config.generator_every if config.alternate else 1
         self.steps = self.first_lora_step + config.steps
         self.step, self.frozen, self.sliced, self.stop_asked = 0, False, False, False
         self.skipped, self.in_a_row = 0, 0  # updates not made because something was not finite; steps with such
@@ -312,7 +316,7 @@ class Run:
         """The generator's decisions [G] in (0, 1), for the pruned forward."""
         config, logits = self.config, self.generator()
         if config.budget == "threshold":
-            logits = logits - self.groups.decide(logits, self.keep())[1]
+            logits = logits - self.groups.edge(logits, self.keep(), config.temperature)
         else:
             logits = logits + gumbel(logits) + config.offset
         p = torch.sigmoid(logits / config.temperature)
@@ -354,7 +358,7 @@ class Run:
     def lora_step(self) -> dict[str, float]:
         """One update of LoRA on train batches: decisions fixed, or in the same pass as G, through soft ones."""
         config, parameters = self.config, self.optimizer.param_groups[0]["params"]
-        both = config.one_pass and not self.frozen
+        both = self.one_pass and not self.frozen
         d = self.soft_decisions() if both else self.d
         leaf = d.detach().requires_grad_(both)
         step = self.step - self.first_lora_step
@@ -393,7 +397,7 @@ class Run:
     def advance(self) -> dict[str, float]:
         """One step of the loop. Raises InputError if updates had to be skipped in three steps in a row."""
         terms, before = {}, self.skipped
-        if not (self.frozen or self.config.one_pass or self.step % self.generator_every):
+        if not (self.frozen or self.one_pass or self.step % self.generator_every):
             terms = self.generator_step()
         if self.step >= self.first_lora_step:
             terms |= self.lora_step()

@@ -75,9 +75,8 @@ def numbers(name: str) -> dict:
     dense = flops(model.config, weights, lora, LENGTH)
     keep = 1 - config.prune
     cut = dense * (1 - config.prune * linears / weights)
-    a_pass = dense * config.generator_batch_size / config.batch_size
-    search = dense + a_pass / config.generator_every
-    atp = config.freeze_at * search + (1 - config.freeze_at) * cut + a_pass * train.WARM_START / config.steps
+    saliency = dense * config.generator_batch_size / config.batch_size * train.WARM_START / config.steps
+    atp = config.freeze_at * dense + (1 - config.freeze_at) * cut + saliency
     learned = 16 * lora  # float32 weight, gradient and AdamW's two moments
     search_only = 16 * sum(p.numel() for p in generator.parameters())
     a_layer, tokens = kept_for_backward(shape), ROWS * LENGTH
@@ -89,7 +88,7 @@ def numbers(name: str) -> dict:
     return {"parameters, billions": f"{params / 1e9:.2f}", "prunable": f"{groups.total / params:.0%}",
             "LoRA, millions (rank 8)": f"{lora / 1e6:.1f}", "generator, millions": f"{search_only / 16e6:.1f}",
             "dense LoRA, TFLOP a step": f"{dense * tokens / 1e12:.1f}",
-            "ATP, search": f"{search / dense:.2f} of it", "ATP, after the cut": f"{cut / dense:.2f} of it",
+            "ATP, after the cut": f"{cut / dense:.2f} of it",
             "ATP, the whole run": f"{atp / dense:.2f} of it",
             "base, bfloat16, GB": f"{2 * params / GB:.1f}", "after the cut": f"{2 * (params - (1 - keep) * groups.total) / GB:.1f}",
             "LoRA with AdamW, float32": f"{learned / GB:.2f}", "generator with AdamW, until the freeze": f"{search_only / GB:.2f}",
@@ -119,13 +118,12 @@ def main() -> None:
     lines = ["# What a run must cost", "",
              "Made by `python benchmarks/arithmetic.py`; counted and derived, not measured on GPUs of that size. A step is "
              f"{ROWS} rows of {LENGTH} tokens; {config.prune:.0%} of `dims` pruned, decisions frozen after "
-             f"{config.freeze_at:.0%} of {config.steps} steps, a generator step every {config.generator_every} LoRA steps, "
-             f"{train.WARM_START} batches of warm start.", "",
+             f"{config.freeze_at:.0%} of {config.steps} steps, {train.WARM_START} batches of warm start.", "",
              "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     lines += [f"| {row} | " + " | ".join(found[name][row] for name in names) + " |" for row in found["1B"]]
     lines += ["", "FLOPs of a token: 2 a weight forward and 2 backward (a frozen weight has no gradient of its own), 6 a LoRA "
-              "parameter, and attention's. A generator step costs as much again; its own arithmetic and that of masks, decisions and "
-              "lasso is under a thousandth. The cut saves in proportion to the prunable share.", "",
+              "parameter, and attention's. A step of the search costs as much; the generator's own arithmetic and that of masks, "
+              "decisions and lasso is under a thousandth. With `--alternate` it costs up to twice as much. The cut saves in proportion to the prunable share.", "",
               "Memory, in GB: weights; 16 bytes a learned parameter (float32 weight, gradient, two moments); the activations that "
               "backward needs; the loss's chunk of 1,024 positions of logits. `--checkpointing` keeps a layer's input and "
               "recomputes the rest. `--shard` keeps an eighth of every layer, and one whole layer while it computes. What "

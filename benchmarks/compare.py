@@ -35,10 +35,12 @@ METHODS = {"atp": {}, "taylor": {"decisions": "taylor"}, "two-stage": {"decision
            **{name: {"decisions": name} for name in ("activation", "magnitude", "random")},
            "paper": train.PAPER, "none": {"decisions": "none"}}
 BASELINES = [name for name in METHODS if name not in ("atp", "none")]
-ABLATIONS = {"masked-both": {"aware": False}, "no lasso": {"lasso": "none"},
-             "lasso in the loss": {"lasso": "loss", "lasso_weight": 10.0}, "sampled": {"budget": "loss", "sample": True},
+ALTERNATE = {"alternate": True}
+ABLATIONS = {"alternate": ALTERNATE, "alternate, masked-both": ALTERNATE | {"aware": False},
+             "alternate, sampled": ALTERNATE | {"budget": "loss", "sample": True},
+             "no lasso": {"lasso": "none"}, "lasso in the loss": {"lasso": "loss", "lasso_weight": 10.0},
              "budget loss": {"budget": "loss"}, "straight-through": {"straight_through": True},
-             "no warm start": {"spread": 0.0}, "no annealing": {"anneal": 0.0}, "one pass": {"one_pass": True},
+             "no warm start": {"spread": 0.0}, "no annealing": {"anneal": 0.0},
              # The two-stage generator with as long a search as ATP's, in steps of its own.
              "two-stage, short": {"decisions": "two-stage"}}
 
@@ -85,18 +87,15 @@ def options_of(job: dict, setting: dict, steps: int) -> dict:
 
 
 def main_jobs(spaces, ratios, seeds, methods, budgets=("steps", "time")) -> list[list[dict]]:
-    """Waves of jobs, a ratio of a seed after another; what is in one may need the results of those before."""
+    """Waves of jobs, all seeds of a ratio after another; what is in one may need the results of those before."""
     waves = []
-    for seed in seeds:
-        dense = [dict(method="none", options=METHODS["none"], space="-", prune=0.0, seed=seed, budget="steps")]
-        for prune in ratios:
-            for budget in budgets:  # ATP's run of the budget by steps is also that by time
-                names = [name for name in methods if name != "none" and (name, budget) != ("atp", "time")]
-                waves.append(dense + [
-                    dict(method=name, options=METHODS[name], space=space, prune=prune, seed=seed, budget=budget)
-                    for name in names for space in spaces])
-                dense = []
-    return waves
+    for prune in ratios:
+        for budget in budgets:  # ATP's run of the budget by steps is also that by time
+            names = [name for name in methods if name != "none" and (name, budget) != ("atp", "time")]
+            waves.append([dict(method=name, options=METHODS[name], space=space, prune=prune, seed=seed, budget=budget)
+                          for seed in seeds for name in names for space in spaces])
+    dense = dict(method="none", options=METHODS["none"], space="-", prune=0.0, budget="steps")
+    return [[dense | {"seed": seed} for seed in seeds] + waves[0], *waves[1:]]
 
 
 def ablation_jobs(spaces, seeds) -> list[list[dict]]:
@@ -104,14 +103,14 @@ def ablation_jobs(spaces, seeds) -> list[list[dict]]:
     variants |= {f"T_end {x}": {"freeze_at": x} for x in (0.1, 0.25, 0.5, 0.75)}
     variants |= {f"temperature {x}": {"temperature": x} for x in (0.1, 1.0)}
     variants |= {f"rank {x}": {"rank": x} for x in (2, 32)}
-    variants |= {f"generator every {x}": {"generator_every": x} for x in (1, 2, 4, 8)}
+    variants |= {f"alternate, generator every {x}": ALTERNATE | {"generator_every": x} for x in (1, 4)}
     return [[dict(method=name, options=options, space=space, prune=defaults.prune, seed=seed, budget="steps")
              for seed in seeds for space in spaces for name, options in variants.items()
              if name == "atp" or any(getattr(defaults, key) != value for key, value in options.items())]]
 
 
 def lora_steps(job: dict, results: dict, setting: dict) -> int:
-    """As many steps as fit in the time of ATP's run on the same cell, by medians over the seeds done so far."""
+    """As many steps as fit in the time of ATP's run on the same cell, by medians over the seeds."""
     if job["budget"] == "steps":
         return setting["steps"]
 
@@ -256,7 +255,7 @@ def main() -> None:
     parser.add_argument("--spaces", nargs="+", choices=list(train.SPACES), default=["dims", "heads"])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.4, 0.3, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600, help="LoRA steps of ATP's run")
+    parser.add_argument("--steps", type=int, default=500, help="LoRA steps of ATP's run")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--generator-batch-size", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores (default: 2)")

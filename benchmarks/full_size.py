@@ -108,7 +108,7 @@ def run_parts(args, device: torch.device, folder: Path) -> None:
           f"{torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)
     part = Parts(device)
     model, _ = part("load", lambda: llama.load(folder / "base", torch.bfloat16, device))
-    config = train.Config(steps=2 * args.steps, freeze_at=0.5, generator_every=1, prune=args.prune, space=args.space,
+    config = train.Config(steps=2 * args.steps, freeze_at=0.5, prune=args.prune, space=args.space,
                           batch_size=args.batch_size, generator_batch_size=args.batch_size, seq_len=args.seq_len, checkpointing=args.checkpointing,
                           compile=args.compile)
     tokens = torch.randint(0, model.config.vocab_size, (max(16, args.batch_size), args.seq_len), dtype=torch.int32)
@@ -125,8 +125,7 @@ def run_parts(args, device: torch.device, folder: Path) -> None:
             of()
             run.step += 1
 
-    _, seconds = part(f"{args.steps} generator steps", lambda: steps(args.steps, run.generator_step))
-    part(f"{args.steps} LoRA-aware steps", lambda: steps(args.steps, run.lora_step))
+    _, seconds = part(f"{args.steps} search steps", lambda: steps(args.steps, run.lora_step))
     part("freeze and cut", run.freeze)
     _, sliced = part(f"{args.steps} LoRA steps of the cut model", lambda: steps(args.steps, run.lora_step))
     left = base - groups.total + groups.kept(run.d)
@@ -140,7 +139,7 @@ def run_parts(args, device: torch.device, folder: Path) -> None:
     print(f"\n{base:,} parameters, {left:,} after pruning ({kept:.2%} of the prunable removed); exported and pruned logits "
           f"differ by {difference:.1e} at most; file {train.file_bytes(folder / 'pruned') / 2**30:.2f} GB")
     looked_up = 0 if args.shape in TIED else pruned.tok_embeddings.weight.numel()  # costs no FLOPs
-    for name, n, time_taken in (("generator step", base - looked_up, seconds),
+    for name, n, time_taken in (("search step", base - looked_up, seconds),
                                 ("LoRA step after the cut", left - looked_up, sliced)):
         rate = args.steps * tokens_a_step / time_taken
         used = f", {4 * n * rate / 1e12 / args.peak_tflops:.1%} of the peak" if args.peak_tflops else ""

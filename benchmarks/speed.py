@@ -110,17 +110,18 @@ def peft_step(args, width: int):
 def measure(args, width: int) -> dict[str, float]:
     """Seconds and ratios by name, for one width."""
     plain, search, tune = a_run(args, width, decisions="none"), a_run(args, width), a_run(args, width)
-    both = a_run(args, width, one_pass=True)
-    search.step = both.step = 80  # at the target of the budget
-    search.generator_step()
+    turns = a_run(args, width, alternate=True)
+    search.step = turns.step = 80  # at the target of the budget
+    search.lora_step()
+    turns.generator_step()
     tune.step = tune.freeze_step
     begin = time.perf_counter()
     tune.freeze()
     cut_seconds = time.perf_counter() - begin
     groups, generator = search.groups, search.generator
 
-    parts = {"lora": plain.lora_step, "aware": search.lora_step, "one_pass": both.lora_step,
-             "sliced": tune.lora_step, "generator_step": search.generator_step, "generator_alone": lambda: generator().sum().backward(),
+    parts = {"lora": plain.lora_step, "aware": turns.lora_step, "search": search.lora_step,
+             "sliced": tune.lora_step, "generator_step": turns.generator_step, "generator_alone": lambda: generator().sum().backward(),
              "decide": lambda: groups.decide(generator.prior, 1 - args.prune),
              "masks": lambda: groups.masks(search.d, aware=True, dtype=search.dtype),
              "lasso": lambda: atp.proximal_lasso(search.model.layers, groups, search.d, 1e-9)}
@@ -151,27 +152,26 @@ def ratios(seconds: dict, cut: float, flops: dict, run: train.Run) -> dict[str, 
     """A whole run is added up from its parts' medians: warm start, search, cut, tuning; each LoRA run from its steps."""
     config, steps = run.config, run.config.steps
 
-    def whole(freeze_at: float, one_pass: bool = False) -> float:
+    def whole(freeze_at: float, step: float = seconds["search"]) -> float:
         search = round(freeze_at * steps)
-        two_passes = seconds["aware"] + seconds["generator_step"] / config.generator_every
-        return (train.WARM_START * seconds["generator_step"] + search * (seconds["one_pass"] if one_pass else two_passes)
-                + cut + (steps - search) * seconds["sliced"])
+        return (train.WARM_START * seconds["generator_step"] + search * step + cut
+                + (steps - search) * seconds["sliced"])
 
     bookkeeping = sum(seconds[name] for name in ("generator_alone", "decide", "masks", "lasso"))
-    found = {"aware_vs_lora": seconds["aware"] / seconds["lora"], "sliced_vs_lora": seconds["sliced"] / seconds["lora"],
+    turns = seconds["aware"] + seconds["generator_step"] / config.generator_every
+    found = {"aware_vs_lora": seconds["aware"] / seconds["lora"], "search_vs_lora": seconds["search"] / seconds["lora"],
+             "sliced_vs_lora": seconds["sliced"] / seconds["lora"],
              "generator_step_vs_lora": seconds["generator_step"] / seconds["lora"],
-             "bookkeeping_share": bookkeeping / (seconds["aware"] + seconds["generator_step"]),
-             "run_vs_lora": whole(config.freeze_at) / (steps * seconds["lora"]),
-             "run_half_vs_lora": whole(0.5) / (steps * seconds["lora"]),
-             "run_half_one_pass_vs_lora": whole(0.5, True) / (steps * seconds["lora"]),
+             "bookkeeping_share": bookkeeping / seconds["search"],
              "prefill_speedup": seconds["prefill_dense"] / seconds["prefill_sliced"],
              "prefill_flop_speedup": flops["prefill_dense"] / flops["prefill_sliced"],
              "decode_speedup": seconds["decode_dense"] / seconds["decode_sliced"]}
     if "peft" in seconds:
-        found |= {"lora_vs_peft": seconds["lora"] / seconds["peft"],
-                  "run_vs_peft": whole(config.freeze_at) / (steps * seconds["peft"]),
-                  "run_half_vs_peft": whole(0.5) / (steps * seconds["peft"]),
-                  "run_half_one_pass_vs_peft": whole(0.5, True) / (steps * seconds["peft"])}
+        found["lora_vs_peft"] = seconds["lora"] / seconds["peft"]
+    for other in [name for name in ("lora", "peft") if name in seconds]:
+        found |= {f"run_vs_{other}": whole(config.freeze_at) / (steps * seconds[other]),
+                  f"run_half_vs_{other}": whole(0.5) / (steps * seconds[other]),
+                  f"run_half_alternate_vs_{other}": whole(0.5, turns) / (steps * seconds[other])}
     return found
 
 

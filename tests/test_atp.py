@@ -84,6 +84,25 @@ def test_decisions_are_the_highest_logits():
     assert groups.decide(logits, 1.0)[0].all()
 
 
+@pytest.mark.parametrize("uniform", [False, True])
+def test_the_edge_moves_with_the_logits(uniform):
+    """A group's gradient is what it is worth above the average parameter at its edge, and none raises the budget."""
+    groups, T = Groups(SMALL, "dims", uniform=uniform), 0.4
+    logits = torch.randn(len(groups), generator=torch.Generator().manual_seed(1)).requires_grad_()
+    edge = groups.edge(logits, 0.6, T)
+    assert torch.allclose(edge, groups.decide(logits.detach(), 0.6)[1].expand(len(groups)), atol=1e-6)
+    p = torch.sigmoid((logits - edge) / T)
+    slope = (p * (1 - p) / T).detach()
+    of_budget, = torch.autograd.grad((p * groups.cost).sum(), logits, retain_graph=True)
+    assert of_budget.abs().max() < 1e-4 * (slope * groups.cost).max()
+    worth = torch.randn(len(groups), generator=torch.Generator().manual_seed(2))
+    gradient, = torch.autograd.grad((p * worth).sum(), logits)
+    for one in [s == groups.segment for s in range(len(groups.segments))] if uniform else [slice(None)]:
+        average = (slope * worth)[one].sum() / (slope * groups.cost)[one].sum()
+        by_hand = (slope * (worth - average * groups.cost))[one]
+        assert torch.allclose(gradient[one], by_hand, atol=1e-5)
+
+
 def test_budget_term_and_straight_through_worked_by_hand():
     kept = torch.tensor(0.8, requires_grad=True)
     term = atp.budget_term(kept, 0.6)

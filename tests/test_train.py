@@ -18,8 +18,8 @@ def read_log(run, timing=False):
 
 
 @pytest.mark.parametrize("extra", [[], ["--space", "heads", "--prune", "0.5"], ["--no-slice-at-freeze"], ["--paper"],
-                                   ["--answer-only", "--accumulate", "2", "--generator-every", "3"], ["--checkpointing"],
-                                   ["--dtype", "bfloat16"], ["--uniform", "--space", "heads", "--round-to", "4"], ["--straight-through", "--lasso", "none"], ["--no-aware"], ["--one-pass", "--accumulate", "2"],
+                                   ["--answer-only", "--accumulate", "2", "--alternate", "--generator-every", "3"], ["--checkpointing"],
+                                   ["--dtype", "bfloat16"], ["--uniform", "--space", "heads", "--round-to", "4"], ["--straight-through", "--lasso", "none"], ["--alternate", "--no-aware"],
                                    *[["--decisions", name] for name in train.DECISIONS[1:-1]]])
 def test_a_run_learns_prunes_and_exports(monkeypatch, options, tmp_path, extra):
     if "--decisions" in extra and "two-stage" not in extra:
@@ -90,7 +90,7 @@ def lora_of(run, removed: bool, what=lambda B: B):
 
 
 def test_the_players_move_apart_and_never_look_at_the_validation_split(model_dir, data_file, tokenizer):
-    run = searching_run(model_dir, data_file, tokenizer, lasso="none")
+    run = searching_run(model_dir, data_file, tokenizer, alternate=True, lasso="none")
     lora = {name: p.detach().clone() for name, p in export.lora_parameters(run.model).items()}
     assert run.generator.prior.std() > 0.5  # the warm start
     logits = run.generator().detach()
@@ -106,8 +106,25 @@ def test_the_players_move_apart_and_never_look_at_the_validation_split(model_dir
         assert all(len(rows) and rows.any(dim=1).all() for rows in lora_of(run, removed, lambda B: B.grad))
 
 
+def test_one_pass_teaches_both_players(model_dir, data_file, tokenizer):
+    """The generator's gradient is that of the loss in its logits, by autograd all the way; so is LoRA's."""
+    run = searching_run(model_dir, data_file, tokenizer, lasso="none", clip=1e9)
+    tokens, targets = run.rows.train.batch(run.config.batch_size, run.step, run.config.seed)
+    loss = run.model.nll(tokens, targets, run.groups.masks(run.soft_decisions(), aware=False)) / (targets >= 0).sum()
+    players = [list(run.generator.parameters()), list(export.lora_parameters(run.model).values())]
+    wanted = torch.autograd.grad(loss, sum(players, []))
+    before = [[p.detach().clone() for p in player] for player in players]
+    assert run.lora_step()["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    clipping = min(1, 3 / torch.stack([g.norm() for g in wanted[:len(players[0])]]).norm())  # the generator's
+    for p, gradient in zip(sum(players, []), [g * clipping for g in wanted[:len(players[0])]] + list(wanted[len(players[0]):])):
+        assert torch.allclose(p.grad, gradient, atol=1e-5)
+    for player, old in zip(players, before):
+        assert not all(map(torch.equal, player, old))
+    assert 0 < int((~run.d).sum()) < len(run.d)
+
+
 def test_the_lasso_acts_in_the_loop(model_dir, data_file, tokenizer):
-    run = searching_run(model_dir, data_file, tokenizer, lasso_weight=100.0)
+    run = searching_run(model_dir, data_file, tokenizer, alternate=True, lasso_weight=100.0)
     run.generator_step()
     run.lora_step()
     assert not any(rows.any() for rows in lora_of(run, removed=True))
@@ -174,8 +191,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(monkey
     assert export.read_checkpoint(tmp_path / "run")["step"] == 5
 
 
-@pytest.mark.parametrize("player", ["lora_step", "generator_step"])
-def test_one_bad_batch_is_skipped_and_counted(monkeypatch, options, tmp_path, player):
+@pytest.mark.parametrize("player, flags, updates", [("lora_step", ["--alternate"], 1), ("generator_step", ["--alternate"], 1), ("lora_step", [], 2)])
+def test_one_bad_batch_is_skipped_and_counted(monkeypatch, options, tmp_path, player, flags, updates):
     nll, step = llama.Llama.nll, getattr(train.Run, player)
 
     def poisoned(run):
@@ -185,8 +202,8 @@ def test_one_bad_batch_is_skipped_and_counted(monkeypatch, options, tmp_path, pl
             return step(run)
 
     monkeypatch.setattr(train.Run, player, poisoned)
-    assert command(monkeypatch, *options) == 0
-    assert [line["skipped"] for line in read_log(tmp_path / "run")] == [0] + [1] * 7
+    assert command(monkeypatch, *options, *flags) == 0
+    assert [line["skipped"] for line in read_log(tmp_path / "run")] == [0] + [updates] * 7
     assert all(p.isfinite().all() for p in llama.load(tmp_path / "run/pruned").parameters())
 
 
