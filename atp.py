@@ -126,7 +126,7 @@ class Groups:
 
     def check(self, keep: float) -> None:
         """Raises InputError if not even the fewest groups with which every layer works fit in the budget."""
-        if self.floor > keep * self.total:
+        if self.floor > keep * self.total + 1e-3:
             raise InputError(f"--prune {1 - keep:.3f} is out of reach: one group (or --round-to of them) of each "
                              f"kind in every layer is {self.floor / self.total:.1%}; lower --prune or --round-to")
 
@@ -146,7 +146,7 @@ class Groups:
         score[self.first_chunks] = torch.inf
         best = score.argsort(descending=True, stable=True)
         cost, kind = self.chunk_cost[best], self.chunk_kind[best]
-        fits, limit = torch.ones_like(best, dtype=torch.bool), int(keep * self.total)
+        fits, limit = torch.ones_like(best, dtype=torch.bool), keep * self.total + 1e-3  # 1 - 0.8 is less than 0.2
         first_over = None
         while len(over := ((cost * fits).cumsum(0) > limit).logical_and(fits).nonzero()):
             first = int(over[0])
@@ -165,7 +165,7 @@ class Groups:
         return d, midpoint(score[best[first_over - 1]], score[best[first_over]])
 
     def edge(self, logits: Tensor, keep: float, temperature: float) -> Tensor:
-        """`decide`'s edge [G], moving with the logits so that sigmoid((logits - edge) / temperature) keeps as much.
+        """`decide`'s edge, moving with the logits so that sigmoid((logits - edge) / temperature) costs the same.
 
         So the gradient of a loss in a logit is relative to that of all groups at the edge, per parameter: without,
         every group would rise, as keeping one more helps nearly always, and only noise would tell them apart.
@@ -173,12 +173,7 @@ class Groups:
         edge = self.decide(logits, keep)[1]
         p = torch.sigmoid((logits.detach() - edge) / temperature)
         weight = p * (1 - p) * self.cost  # what a group gives back when the edge rises
-
-        def total(x):  # over all that share an edge
-            which = self.segment if self.uniform else torch.zeros_like(self.segment)
-            return torch.zeros_like(x).index_add(0, which, x)[which]
-
-        return edge + total(weight * (logits - logits.detach())) / total(weight).clamp(min=1e-30)
+        return edge + (weight * (logits - logits.detach())).sum() / weight.sum().clamp(min=1e-30)
 
     def masks(self, d: Tensor, aware: bool, dtype=torch.float32) -> list[dict[str, Mask]]:
         """What each layer's linears are told of decisions d [G], hard or soft, for `Llama.forward`."""

@@ -160,7 +160,7 @@ def main() -> None:
     checkpoint = read_checkpoint(args.run)
     options = checkpoint["config"]
     if not checkpoint["frozen"]:
-        raise InputError(f"{args.run}: stopped at step {checkpoint['step']} of {options['steps']}, before its "
+        raise InputError(f"{args.run}: stopped at step {checkpoint['step']} of {checkpoint['steps']}, before its "
                          f"decisions were frozen; go on first: python train.py --resume {args.run}")
     dtype = getattr(torch, args.dtype or options["dtype"])
     model = llama.load(options["model"], dtype, llama.find_device(args.device))
@@ -170,8 +170,8 @@ def main() -> None:
     target = args.out or args.run / "pruned"
     difference = write(model, groups, None if checkpoint["sliced"] else d, tokenizer.path,
                        rows.at(slice(4))[0], target)
-    if checkpoint["step"] < options["steps"]:
-        print(f"the run stopped at step {checkpoint['step']} of {options['steps']}; this is its model so far")
+    if checkpoint["step"] < checkpoint["steps"]:
+        print(f"the run stopped at step {checkpoint['step']} of {checkpoint['steps']}; this is its model so far")
     print(f"{target}: {groups.kept(d):,} of {groups.total:,} prunable parameters, "
           f"largest logit difference to the pruned forward {difference:.1e}\n"
           f"next: python llama.py {target} --prompt \"...\"")

@@ -1,11 +1,12 @@
 """LoRA on a frozen linear layer whose rows and columns can be switched off.
 
 A frozen weight W gets a trainable low-rank update s B A (LoRA, arXiv 2106.09685). ATP (arXiv 2412.14426) adds
-0/1 decisions d over W's rows (d_out) and columns (d_in), and uses two forwards:
+decisions d over W's rows (d_out) and columns (d_in), and uses two forwards:
 
-    pruned       y = d_out * (W + s B A)(d_in * x)         what will be exported: a removed group does nothing
-    LoRA-aware   y = d_out * W(d_in * x) + s B A x         the LoRA step: B and A still learn where W is off,
-                                                           so a group can come back
+    pruned       y = d_out * (W + s B A)(d_in * x)         what will be exported: a removed group does nothing;
+                                                           with soft d, what the generator learns through
+    LoRA-aware   y = d_out * W(d_in * x) + s B A x         a LoRA step under 0/1 d: B and A still learn where W
+                                                           is off, so a group can come back
 
                  x ──┬── d_in ── W ── d_out ──(+)── y
                      └────── A ── s ── B ──────┘            (LoRA-aware; [in] → [rank] → [out])

@@ -78,7 +78,8 @@ class Config:
     alternate: bool = option(False, "in the search, G and LoRA learn in turns, by passes and batches of their own "
                              "(the paper); else by the same pass, through soft decisions: less time")
     generator_every: int = option(2, "with --alternate, LoRA steps between two generator steps", 1)
-    generator_batch_size: int = option(8, "rows of a generator step, and of each batch for saliency", 1)
+    generator_batch_size: int = option(0, "rows of each batch for saliency, and of a generator step if G learns "
+                                       "in passes of its own (0: --batch-size)", 0)
     generator_lr: float = option(3e-3, "the generator's learning rate", 1e-9, 1e3)
     temperature: float = option(0.4, "T of the sigmoid in the decisions", 1e-3)
     spread: float = option(2.0, "warm start: deviation of the logits from Taylor saliency; 0: none", 0, 1e3)
@@ -87,7 +88,7 @@ class Config:
                          choices=["threshold", "loss"])
     alpha: float = option(5.0, "weight of the budget term with --budget loss", 0)
     offset: float = option(3.0, "added to the logits with --budget loss: starts nearly dense", -1e3, 1e3)
-    straight_through: bool = option(False, "hard decisions in the generator's step, the soft ones' gradient")
+    straight_through: bool = option(False, "in the search, hard decisions with the soft ones' gradient")
     sample: bool = option(False, "LoRA steps take the generator's decisions, not the best in the budget")
     lasso: str = option("proximal", "group lasso on removed groups' LoRA",
                         choices=["proximal", "loss", "none"])
@@ -109,13 +110,17 @@ PAPER = dict(alternate=True, freeze_at=0.5, generator_every=1, budget="loss", sa
              generator_lr=1e-3, lasso="loss", lasso_weight=10.0, slice_at_freeze=False)
 
 LEARNED = ["atp", "two-stage"]
-ONLY_WITH = [("prune", "decisions", DECISIONS[:-1]), ("freeze_at", "decisions", LEARNED),
-             ("alternate", "decisions", ["atp"]), ("generator_every", "alternate", [True]),
-             ("alpha", "budget", ["loss"]), ("offset", "budget", ["loss"]),
-             ("lasso_weight", "lasso", ["proximal", "loss"]), ("sample", "budget", ["loss"]),
-             ("sample", "alternate", [True]),
-             *[(name, "decisions", LEARNED) for name in ("generator_lr", "temperature", "spread", "anneal",
-                                                         "budget", "straight_through", "sample")]]
+NEEDS = [(["prune"], "--decisions other than none", lambda c: c.decisions != "none"),
+         (["alternate"], "--decisions atp", lambda c: c.decisions == "atp"),
+         (["freeze_at", "generator_lr", "temperature", "spread", "anneal", "budget", "straight_through"],
+          "--decisions atp or two-stage", lambda c: c.decisions in LEARNED),
+         (["generator_every"], "--alternate", lambda c: c.alternate),
+         (["aware"], "--alternate or --no-slice-at-freeze", lambda c: c.alternate or not c.slice_at_freeze),
+         (["alpha", "offset"], "--budget loss", lambda c: c.budget == "loss"),
+         (["sample"], "--budget loss and --alternate", lambda c: c.budget == "loss" and c.alternate),
+         (["lasso", "lasso_weight"], "--decisions atp or --no-slice-at-freeze",
+          lambda c: c.decisions == "atp" or not c.slice_at_freeze),
+         (["lasso_weight"], "--lasso other than none", lambda c: c.lasso != "none")]
 
 
 def parse_arguments() -> tuple[Config, str | None, bool | None]:
@@ -144,10 +149,10 @@ def parse_arguments() -> tuple[Config, str | None, bool | None]:
         if low is not None and not low <= getattr(config, field.name) <= high:
             raise InputError(f"--{field.name.replace('_', '-')} {getattr(config, field.name)}: "
                              f"must be from {low} to {high}")
-    for flag, other, values in ONLY_WITH:
-        if flag in given and getattr(config, other) not in values:
-            raise InputError(f"--{flag.replace('_', '-')} has no effect with --{other.replace('_', '-')} "
-                             f"{getattr(config, other)}; leave one of them out")
+    for flags, needed, holds in NEEDS:
+        for flag in given if not holds(config) else ():
+            if flag in flags:
+                raise InputError(f"--{flag.replace('_', '-')} has no effect here: it needs {needed}")
     if config.round_to > 1 and config.round_to % 2:
         raise InputError(f"--round-to {config.round_to}: must be 1 or even, as rotary pairs go two by two")
     return config, resume, overwrite
@@ -260,7 +265,8 @@ class Run:
         self.freeze_step = max(1, round(config.freeze_at * config.steps)) if learned else 0
         self.first_lora_step = self.freeze_step if config.decisions == "two-stage" else 0
         self.one_pass = not (config.alternate or self.first_lora_step)
-        self.generator_every = config.generator_every if config.alternate else 1
+        self.generator_every = 1 if self.first_lora_step else config.generator_every
+        self.generator_rows = config.generator_batch_size or config.batch_size
         self.steps = self.first_lora_step + config.steps
         self.step, self.frozen, self.sliced, self.stop_asked = 0, False, False, False
         self.skipped, self.in_a_row = 0, 0  # updates not made because something was not finite; steps with such
@@ -294,12 +300,18 @@ class Run:
             for t, part in zip(tensors, flat.split([t.numel() for t in tensors])):
                 t.copy_(part.view_as(t))
 
+    def agree(self, d: Tensor) -> Tensor:
+        """The first process's decisions, for all: on a GPU the last bit of a sum may differ from one to another."""
+        if self.processes > 1:
+            dist.broadcast(d := d.byte(), 0)
+        return d.bool()
+
     def warm_start(self) -> None:
         """Starts the search from saliency on the decision split (spread 0: from nothing), or decides by it."""
         config, criterion = self.config, self.config.decisions
         if criterion in CRITERIA or self.freeze_step and config.spread:
-            size = config.generator_batch_size
-            batches = [self.batch(self.rows.decision, size, i, config.seed) for i in range(WARM_START)]
+            batches = [self.batch(self.rows.decision, self.generator_rows, i, config.seed)
+                       for i in range(WARM_START)]
             found = saliency(criterion if criterion in CRITERIA else "taylor", self.model, self.groups, batches,
                              self.add_up)
             self.generator.prior.copy_(warm_start(found, config.spread or 1.0))
@@ -324,23 +336,17 @@ class Run:
 
     def generator_step(self) -> dict[str, float]:
         """One update of G on a decision batch, LoRA frozen."""
-        config = self.config
-        tokens, targets, count = self.batch(self.rows.decision, config.generator_batch_size,
-                                            self.step // self.generator_every, config.seed + 1)
-        lora, d = self.optimizer.param_groups[0]["params"], self.soft_decisions()
-        for p in lora:
-            p.requires_grad_(False)
+        tokens, targets, count = self.batch(self.rows.decision, self.generator_rows,
+                                            self.step // self.generator_every, self.config.seed + 1)
+        d = self.soft_decisions()
         leaf = d.detach().requires_grad_()
         loss = self.model.nll(tokens, targets, self.groups.masks(leaf, aware=False, dtype=self.dtype)) / count
-        loss.backward()
-        for p in lora:
-            p.requires_grad_(True)
-        self.add_up([total := loss.detach()])
-        return {"gen_loss": total.item()} | self.update_generator(d, leaf.grad)
+        gradient, = torch.autograd.grad(loss, leaf)
+        self.add_up([total := loss.detach(), gradient])
+        return {"gen_loss": total.item()} | self.update_generator(d, gradient)
 
     def update_generator(self, d: Tensor, gradient: Tensor) -> dict[str, float]:
-        """Takes the loss's gradient in decisions d on to G; then the decisions of the next LoRA steps."""
-        self.add_up([gradient])
+        """Takes the loss's gradient in soft decisions d on to G; then the hard ones, of LoRA steps and lasso."""
         objective, terms = (d * gradient).sum(), {}
         if self.config.budget == "loss":
             term = budget_term((d * self.groups.share).sum(), self.keep())
@@ -351,8 +357,8 @@ class Run:
             self.generator_optimizer.step()
         last = self.d
         with torch.no_grad():
-            self.d = (self.soft_decisions() > 0.5 if self.config.sample
-                      else self.groups.decide(self.generator(), self.keep())[0])
+            self.d = self.agree(self.soft_decisions() > 0.5 if self.config.sample
+                                else self.groups.decide(self.generator(), self.keep())[0])
         return terms | {"flips": (self.d != last).float().mean().item()}
 
     def lora_step(self) -> dict[str, float]:
@@ -375,7 +381,7 @@ class Run:
             loss = self.model.nll(tokens, targets, masks) / count
             loss.backward()
             total += loss.detach()
-        self.add_up([total, *(p.grad for p in parameters)])
+        self.add_up([total, *(p.grad for p in parameters), *([leaf.grad] if both else [])])
         if both:
             terms = self.update_generator(d, leaf.grad)
         if not self.sliced and config.lasso == "loss":
@@ -413,7 +419,7 @@ class Run:
     @torch.no_grad()
     def target_decisions(self) -> Tensor:
         """The decisions [G] that the model would be exported with now: the best that fit the final budget."""
-        return self.d if self.frozen else self.groups.decide(self.generator(), 1 - self.prune)[0]
+        return self.d if self.frozen else self.agree(self.groups.decide(self.generator(), 1 - self.prune)[0])
 
     def freeze(self) -> None:
         """T_end: fixes the decisions and lets go of the generator, and of all that they remove."""
@@ -431,7 +437,7 @@ class Run:
 
     # What `state` writes, `load_state` reads; the model comes back by export.restore. Batches are a function
     # of the step and noise is drawn on the CPU, so torch's CPU generator is the only random state.
-    PLAIN = ("step", "frozen", "sliced", "skipped", "in_a_row", "record", "d")
+    PLAIN = ("step", "steps", "frozen", "sliced", "skipped", "in_a_row", "record", "d")
 
     def state(self) -> dict:
         parts = () if self.frozen else (self.generator, self.generator_optimizer)

@@ -37,8 +37,10 @@ def one_layer(shape: dict, device: str) -> llama.Llama:
 
 
 def kept_for_backward(shape: dict, tokens: int = 64) -> float:
-    """Bytes a token that autograd keeps of one layer, without its weights."""
+    """Bytes a token that autograd keeps of one layer in a step of the search, without its weights."""
     model, seen = one_layer(shape, "cpu"), {}
+    groups = train.Groups(model.config, "dims")
+    masks = groups.masks(torch.ones(len(groups), requires_grad=True), aware=False, dtype=torch.bfloat16)
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
 
     def pack(tensor):
@@ -48,7 +50,7 @@ def kept_for_backward(shape: dict, tokens: int = 64) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.hidden(torch.zeros(1, tokens, dtype=torch.long))
+        model.hidden(torch.zeros(1, tokens, dtype=torch.long), masks)
     return sum(storage.nbytes() for storage in seen.values()) / tokens
 
 
@@ -75,8 +77,7 @@ def numbers(name: str) -> dict:
     dense = flops(model.config, weights, lora, LENGTH)
     keep = 1 - config.prune
     cut = dense * (1 - config.prune * linears / weights)
-    saliency = dense * config.generator_batch_size / config.batch_size * train.WARM_START / config.steps
-    atp = config.freeze_at * dense + (1 - config.freeze_at) * cut + saliency
+    atp = (config.freeze_at + train.WARM_START / config.steps) * dense + (1 - config.freeze_at) * cut
     learned = 16 * lora  # float32 weight, gradient and AdamW's two moments
     search_only = 16 * sum(p.numel() for p in generator.parameters())
     a_layer, tokens = kept_for_backward(shape), ROWS * LENGTH
@@ -123,9 +124,10 @@ def main() -> None:
     lines += [f"| {row} | " + " | ".join(found[name][row] for name in names) + " |" for row in found["1B"]]
     lines += ["", "FLOPs of a token: 2 a weight forward and 2 backward (a frozen weight has no gradient of its own), 6 a LoRA "
               "parameter, and attention's. A step of the search costs as much; the generator's own arithmetic and that of masks, "
-              "decisions and lasso is under a thousandth. With `--alternate` it costs up to twice as much. The cut saves in proportion to the prunable share.", "",
+              "decisions and lasso is under a thousandth. With `--alternate` it costs half as much again. The cut saves in proportion "
+              "to the prunable share.", "",
               "Memory, in GB: weights; 16 bytes a learned parameter (float32 weight, gradient, two moments); the activations that "
-              "backward needs; the loss's chunk of 1,024 positions of logits. `--checkpointing` keeps a layer's input and "
+              "the search's backward needs, those before and after the masks among them; the loss's chunk of 1,024 positions of logits. `--checkpointing` keeps a layer's input and "
               "recomputes the rest. `--shard` keeps an eighth of every layer, and one whole layer while it computes. What "
               "allocators lose to fragmentation comes on top.", "",
               f"Against torch's own count (FlopCounterMode, one layer, forward and backward): "

@@ -276,7 +276,8 @@ def main() -> None:
                    "batch_size": args.batch_size, "generator_batch_size": args.generator_batch_size, "dtype": "float32", "device": "cpu"}
         now = vars(train.Config()) | shared(setting)
         for r in read_results(results / f"{name}.jsonl"):
-            other = {key: value for key, value in (r["defaults"] | r["setting"]).items() if now.get(key, value) != value}
+            then = r["defaults"] | r["setting"]
+            other = {key: then.get(key) for key in then | now if then.get(key) != now.get(key)}
             if other:
                 raise llama.InputError(f"results/{name}.jsonl: made with other settings, {other}; move it away first")
         if args.quick:
@@ -291,7 +292,9 @@ def main() -> None:
     found = {name: read_results(results / f"{name}.jsonl") for name in ("main", "ablations")}
     if args.check:
         sys.exit(check(found["main"]))
-    write_report(HERE / "RESULTS.md", {name: table(rows) for name, rows in found.items()})
+    dense = [r for r in found["main"] if r["method"] == "none"]  # the ablations' scale, too
+    found["ablations"] += [r for r in dense if found["ablations"] and r["setting"] == found["ablations"][0]["setting"]]
+    write_report(HERE / "RESULTS.md", {name: table(rows) for name, rows in found.items() if rows})
     print(f"{HERE / 'RESULTS.md'} is made; next: python benchmarks/compare.py --check")
 
 

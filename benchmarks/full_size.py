@@ -109,7 +109,7 @@ def run_parts(args, device: torch.device, folder: Path) -> None:
     part = Parts(device)
     model, _ = part("load", lambda: llama.load(folder / "base", torch.bfloat16, device))
     config = train.Config(steps=2 * args.steps, freeze_at=0.5, prune=args.prune, space=args.space,
-                          batch_size=args.batch_size, generator_batch_size=args.batch_size, seq_len=args.seq_len, checkpointing=args.checkpointing,
+                          batch_size=args.batch_size, seq_len=args.seq_len, checkpointing=args.checkpointing,
                           compile=args.compile)
     tokens = torch.randint(0, model.config.vocab_size, (max(16, args.batch_size), args.seq_len), dtype=torch.int32)
     rows = data.Data(*[data.Rows(tokens, tokens)] * 3, [], {})

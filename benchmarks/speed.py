@@ -63,7 +63,7 @@ def random_model(args, width: int) -> llama.Llama:
 
 def a_run(args, width: int, **options) -> train.Run:
     """`train.py`'s own loop on random rows, ready for its first step."""
-    config = train.Config(steps=300, batch_size=args.batch_size, generator_batch_size=args.batch_size, seq_len=args.seq_len, prune=args.prune, space=args.space,
+    config = train.Config(steps=300, batch_size=args.batch_size, seq_len=args.seq_len, prune=args.prune, space=args.space,
                           compile=args.compile, checkpointing=args.checkpointing, **options)
     model = random_model(args, width)
     export.add_lora(model, config.rank, config.lora_scale)
@@ -118,12 +118,11 @@ def measure(args, width: int) -> dict[str, float]:
     begin = time.perf_counter()
     tune.freeze()
     cut_seconds = time.perf_counter() - begin
-    groups, generator = search.groups, search.generator
-
+    groups = search.groups
     parts = {"lora": plain.lora_step, "aware": turns.lora_step, "search": search.lora_step,
-             "sliced": tune.lora_step, "generator_step": turns.generator_step, "generator_alone": lambda: generator().sum().backward(),
-             "decide": lambda: groups.decide(generator.prior, 1 - args.prune),
-             "masks": lambda: groups.masks(search.d, aware=True, dtype=search.dtype),
+             "sliced": tune.lora_step, "generator_step": turns.generator_step,
+             "generator_alone": lambda: search.update_generator(d := search.soft_decisions(), torch.zeros_like(d)),
+             "masks": lambda: groups.masks(search.d, aware=False, dtype=search.dtype),
              "lasso": lambda: atp.proximal_lasso(search.model.layers, groups, search.d, 1e-9)}
     other = peft_step(args, width)
     if other:
@@ -157,7 +156,7 @@ def ratios(seconds: dict, cut: float, flops: dict, run: train.Run) -> dict[str, 
         return (train.WARM_START * seconds["generator_step"] + search * step + cut
                 + (steps - search) * seconds["sliced"])
 
-    bookkeeping = sum(seconds[name] for name in ("generator_alone", "decide", "masks", "lasso"))
+    bookkeeping = sum(seconds[name] for name in ("generator_alone", "masks", "lasso"))
     turns = seconds["aware"] + seconds["generator_step"] / config.generator_every
     found = {"aware_vs_lora": seconds["aware"] / seconds["lora"], "search_vs_lora": seconds["search"] / seconds["lora"],
              "sliced_vs_lora": seconds["sliced"] / seconds["lora"],

@@ -41,7 +41,7 @@ def torchrun(options, *extra):
 
 
 @pytest.mark.parametrize("extra", [[], ["--shard"], ["--shard", "--no-slice-at-freeze", "--checkpointing"],
-                                   ["--paper", "--accumulate", "2"], ["--decisions", "activation", "--shard"], ["--alternate"]])
+                                   ["--paper", "--accumulate", "2"], ["--decisions", "activation", "--shard"], ["--alternate", "--shard"]])
 def test_two_processes_end_where_one_does(monkeypatch, options, tmp_path, extra):
     if "--decisions" in extra:
         options = options[:-2]
