@@ -8,6 +8,7 @@
     budget_term     R, parameter regularizer  |log(kept / keep)|
     group_lasso     sparsity regularization   sum of the norms of removed groups' LoRA rows and columns
     temperature     T                         of the sigmoid in the decisions
+    edge            -                         the logit at which the kept groups fill the budget
     freeze          T_end                     the step from which the decisions no longer change
 
 One table, `group_table`, says which rows and columns a group owns. Masks, parameter counts, decisions in the

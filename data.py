@@ -2,8 +2,8 @@
 
 A record is `{"text"}`, `{"prompt", "answer"}`, or one of a data set's own, recognized by its keys in FORMATS
 below. LoRA learns from `train`; the warm start, and a generator that learns in passes of its own, from `decision`
-(both are training data); `validation` is only ever measured. A record's split follows from a hash of its text: the order of files and records plays no part,
-and equal records are never on both sides.
+(both are training data); `validation` is only ever measured. A record's split follows from a hash of its text:
+the order of files and records plays no part, and equal records are never on both sides.
 
 Try it:  python -m pytest tests/test_data.py
 """
@@ -134,11 +134,11 @@ class Rows(NamedTuple):
     tokens: Tensor   # N T, int32
     targets: Tensor  # N T, int32: the next token, or IGNORE
 
-    def batch(self, size: int, step: int, seed: int, device="cpu") -> tuple[Tensor, Tensor]:
+    def batch(self, size: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
         """The `step`-th batch of an endless shuffled stream, [size, T] twice. A pure function, no state."""
         n = len(self.tokens)
         picks = [_permutation(n, seed, i // n)[i % n] for i in range(step * size, (step + 1) * size)]
-        return self.at(picks, device)
+        return self.at(picks)
 
     def at(self, picks, device="cpu") -> tuple[Tensor, Tensor]:
         return self.tokens[picks].long().to(device), self.targets[picks].long().to(device)
