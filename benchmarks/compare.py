@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--generator-batch-size", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores (default: 2)")
-    parser.add_argument("--quick", action="store_true", help="ATP, Taylor and random, one cell and seed, fewer steps")
+    parser.add_argument("--quick", action="store_true", help="ATP, Taylor and random in one cell, the first two seeds, fewer steps")
     parser.add_argument("--ablations", action="store_true", help="ATP without each of its parts, at 40 %%, both spaces")
     parser.add_argument("--tune", action="store_true", help="measure on held-out rows of the train split; to tune.jsonl")
     parser.add_argument("--check", action="store_true", help="exit 0 only if ATP is best in every complete cell of main.jsonl")
@@ -272,7 +272,7 @@ def main() -> None:
         if not args.model or not args.data:
             raise llama.InputError("give --model and --data (or --check, or --table)")
         name = "tune" if args.tune else "quick" if args.quick else "ablations" if args.ablations else "main"
-        setting = {"model": args.model, "data": args.data, "steps": 100 if args.quick else args.steps,
+        setting = {"model": args.model, "data": args.data, "steps": 200 if args.quick else args.steps,
                    "batch_size": args.batch_size, "generator_batch_size": args.generator_batch_size, "dtype": "float32", "device": "cpu"}
         now = vars(train.Config()) | shared(setting)
         for r in read_results(results / f"{name}.jsonl"):
@@ -281,7 +281,7 @@ def main() -> None:
             if other:
                 raise llama.InputError(f"results/{name}.jsonl: made with other settings, {other}; move it away first")
         if args.quick:
-            waves = main_jobs(["dims"], [0.4], [0], ["atp", "taylor", "random"], ["steps"])
+            waves = main_jobs(["dims"], [0.4], args.seeds[:2], ["atp", "taylor", "random"], ["steps"])
         elif args.ablations:
             waves = ablation_jobs(args.spaces, args.seeds)
         else:
