@@ -43,16 +43,23 @@ def torchrun(options, *extra):
 @pytest.mark.parametrize("extra", [[], ["--shard"], ["--shard", "--no-slice-at-freeze", "--checkpointing"],
                                    ["--paper", "--accumulate", "2"], ["--decisions", "activation", "--shard"], ["--alternate", "--shard"]])
 def test_two_processes_end_where_one_does(monkeypatch, options, tmp_path, extra):
+    """Up to rounding: off by at most a few times what another order of the rows in each batch makes in one process."""
     if "--decisions" in extra:
         options = options[:-2]
     alone = [flag for flag in extra if flag != "--shard"]
     assert command(monkeypatch, *options, *alone) == 0
     output, status = torchrun(options, "--out", str(tmp_path / "two"), *extra)
     assert status == 0, output
-    one, two = (export.read_checkpoint(tmp_path / name) for name in ("run", "two"))
+    batch = train.Run.batch
+    monkeypatch.setattr(train.Run, "batch", lambda *arguments: [t.flip(0) if t.dim() else t for t in batch(*arguments)])
+    assert command(monkeypatch, *options, *alone, "--out", tmp_path / "turned") == 0
+    one, two, turned = (export.read_checkpoint(tmp_path / name) for name in ("run", "two", "turned"))
     assert torch.equal(one["d"], two["d"])
-    for name, p in one["lora"].items():
-        torch.testing.assert_close(two["lora"][name], p, rtol=1e-2, atol=1e-4)
+
+    def distance(other):
+        return max(float((other["lora"][name] - p).abs().max()) for name, p in one["lora"].items())
+
+    assert 0 < distance(turned) < 1e-3 and distance(two) < 5 * distance(turned)
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "two")]
     for name in ("base", "pruned", "exported"):
         assert summaries[1]["val_loss"][name] == pytest.approx(summaries[0]["val_loss"][name], abs=1e-4)
