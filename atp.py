@@ -166,7 +166,8 @@ class Groups:
         return d, midpoint(score[best[first_over - 1]], score[best[first_over]])
 
     def edge(self, logits: Tensor, keep: float, temperature: float) -> Tensor:
-        """`decide`'s edge, moving with the logits so that sigmoid((logits - edge) / temperature) costs the same.
+        """`decide`'s edge ([], or [G] if uniform), moving with the logits [G] so that sigmoid((logits - edge) /
+        temperature) costs the same.
 
         So the gradient of a loss in a logit is relative to that of all groups at the edge, per parameter: without,
         every group would rise, as keeping one more helps nearly always, and only noise would tell them apart.

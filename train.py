@@ -726,6 +726,8 @@ def main() -> None:
     finish(run, tokenizer, out)
     if run.processes > 1:
         dist.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(0)  # DTensor's caches keep gloo's threads alive, and they can abort the interpreter's own end
 
 
 if __name__ == "__main__":

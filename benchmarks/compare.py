@@ -8,7 +8,7 @@
 
 Runs are appended to results/NAME.jsonl, one JSON object each, and never made twice. Two notions of equal budget:
 `steps`, the same number of LoRA steps; and `time`, the same wall time for the whole procedure, decisions included:
-a method gets as many LoRA steps as fit in the time of ATP's run, by what its own steps took in its `steps` run.
+a method gets as many LoRA steps as fit in the time of ATP's run, by what the steps of all take side by side.
 """
 import json
 import math
@@ -45,35 +45,76 @@ ABLATIONS = {"alternate": ALTERNATE, "alternate, masked-both": ALTERNATE | {"awa
              "two-stage, short": {"decisions": "two-stage"}}
 
 
-def one_run(options: dict, threads: int, tuning: bool) -> dict:
-    """A run through the same functions as `train.py`, measured; in a process of its own, for its peak of memory."""
-    torch.set_num_threads(threads)
+def new_run(options: dict) -> tuple[train.Run, llama.Tokenizer, data.Rows]:
+    """A run as `train.py` would begin it, and the rows of the train split that neither LoRA nor the generator sees."""
     config = train.Config(**options)
     tokenizer = llama.Tokenizer(Path(config.model) / "tokenizer.model")
     rows = data.load(config.data, tokenizer, config.seq_len)
-    held_out = max(1, len(rows.train.tokens) // 20)  # neither LoRA nor the generator learns from these rows
+    held_out = max(1, len(rows.train.tokens) // 20)
     rows.train, tail = (data.Rows(*(part[s] for part in rows.train)) for s in (slice(-held_out), slice(-held_out, None)))
     model = llama.load(config.model, getattr(torch, config.dtype))
-    begin = time.monotonic()
     torch.manual_seed(config.seed)
     groups = train.Groups(model.config, config.space)
     export.add_lora(model, config.rank, config.lora_scale)
-    run, step_seconds, flips = train.Run(config, model, groups, rows), [], []
+    return train.Run(config, model, groups, rows), tokenizer, tail
+
+
+def one_run(options: dict, threads: int, tuning: bool) -> dict:
+    """A run through the same functions as `train.py`, measured; in a process of its own, for its peak of memory."""
+    torch.set_num_threads(threads)
+    run, tokenizer, tail = new_run(options)
+    begin, flips, config, rows = time.monotonic(), [], run.config, run.rows
     run.warm_start()
     while run.step < run.steps:
-        before = time.monotonic()
         terms = run.advance()
-        step_seconds.append(time.monotonic() - before)
         flips += [terms["flips"]] if "flips" in terms else []
     seconds = time.monotonic() - begin
-    measured = tail if tuning else rows.validation
-    loss, _ = train.validation_loss(model, measured, config.batch_size, run.pruned_masks())
-    accuracy = None if tuning else train.answer_accuracy(model, tokenizer, rows.questions, config.seq_len, run.pruned_masks())
-    per_layer = [{kind: len(kept) for kind, kept in layer.items()} for layer in groups.kept_groups(run.d)]
+    loss, _ = train.validation_loss(run.model, tail if tuning else rows.validation, config.batch_size, run.pruned_masks())
+    accuracy = None if tuning else train.answer_accuracy(run.model, tokenizer, rows.questions, config.seq_len, run.pruned_masks())
+    per_layer = [{kind: len(kept) for kind, kept in layer.items()} for layer in run.groups.kept_groups(run.d)]
     return {"val_loss": loss, "accuracy": accuracy, "seconds": seconds, "peak_memory_bytes": train.peak_memory(run.device),
-            "lora_steps": config.steps, "seconds_per_step": statistics.median(step_seconds[-len(step_seconds) // 3:]),
-            "obtained_prune": 1 - groups.kept(run.d) / groups.total, "flips": statistics.mean(flips) if flips else None,
-            "kept_groups": per_layer}
+            "lora_steps": config.steps, "obtained_prune": 1 - run.groups.kept(run.d) / run.groups.total,
+            "flips": statistics.mean(flips) if flips else None, "kept_groups": per_layer}
+
+
+def measure_costs(cell: list[dict], setting: dict, threads: int) -> dict[str, tuple[float, float]]:
+    """By method, the seconds of its whole run in `cell`, and of one of its steps after the freeze; medians over seeds.
+
+    In one process, all runs taking their steps in turn, so that what else the machine does slows them alike; each
+    with layers cut to the sizes that it has decided on in `cell`'s results."""
+    torch.set_num_threads(threads)
+    runs, begun = {}, {}
+    for result in cell:
+        name = result["method"], result["seed"]
+        runs[name], *_ = new_run(options_of(result, setting, setting["steps"]))
+        begin = time.monotonic()
+        runs[name].warm_start()
+        begun[name] = time.monotonic() - begin
+    search = seconds_in_turn({name: run for name, run in runs.items() if not run.frozen})
+    for result in cell:
+        run = runs[result["method"], result["seed"]]
+        if not run.frozen:
+            sizes = torch.zeros_like(run.d)
+            for layer, kind, start, _ in run.groups.segments:
+                sizes[start:start + result["kept_groups"][layer][kind]] = True
+            run.target_decisions, run.step = lambda sizes=sizes: sizes, run.freeze_step
+            run.freeze()
+    after = seconds_in_turn(runs)
+    whole = {name: begun[name] + run.freeze_step * search.get(name, 0.0) + (run.steps - run.freeze_step) * after[name]
+             for name, run in runs.items()}
+    return {method: tuple(statistics.median(of[name] for name in runs if name[0] == method) for of in (whole, after))
+            for method in {result["method"] for result in cell}}
+
+
+def seconds_in_turn(runs: dict[tuple, train.Run], rounds=12) -> dict[tuple, float]:
+    """The median seconds of a step, of pairs of them, as only every second may update the generator."""
+    seconds = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begin = time.monotonic()
+            run.advance()
+            seconds[name].append(time.monotonic() - begin)
+    return {name: statistics.median(a + b for a, b in zip(found[2::2], found[3::2])) / 2 for name, found in seconds.items()}
 
 
 # ------------------------------------------------------------------------------------------------ what to run
@@ -109,19 +150,12 @@ def ablation_jobs(spaces, seeds) -> list[list[dict]]:
              if name == "atp" or any(getattr(defaults, key) != value for key, value in options.items())]]
 
 
-def lora_steps(job: dict, results: dict, setting: dict) -> int:
-    """As many steps as fit in the time of ATP's run on the same cell, by medians over the seeds."""
+def lora_steps(job: dict, costs: dict, setting: dict) -> int:
+    """As many steps as fit in the time of ATP's run on the same cell, by `measure_costs`."""
     if job["budget"] == "steps":
         return setting["steps"]
-
-    def median(method, name):
-        return statistics.median(r[name] for r in results.values() if (r["method"], r["budget"], r["space"], r["prune"])
-                                 == (method, "steps", job["space"], job["prune"]))
-
-    time, own = median("atp", "seconds"), median(job["method"], "seconds")
-    if own > time:
-        return max(1, int(setting["steps"] * time / own))
-    return setting["steps"] + int((time - own) / median(job["method"], "seconds_per_step"))
+    (time, _), (own, step) = (costs[job["space"], job["prune"]][method] for method in ("atp", job["method"]))
+    return max(1, int(setting["steps"] * time / own)) if own > time else setting["steps"] + int((time - own) / step)
 
 
 def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tuning=False) -> None:
@@ -129,19 +163,28 @@ def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tunin
     path.parent.mkdir(exist_ok=True)
     threads = max(1, torch.get_num_threads() // jobs)
     results = {key(r): r for r in read_results(path)}
+    costs = {(r["space"], r["prune"]): r["costs"] for r in results.values() if r["budget"] == "time"}
     left, begin, done = sum(key(job) not in results for wave in waves for job in wave), time.monotonic(), 0
     print(f"{sum(map(len, waves))} runs, {left} of them to do", flush=True)
     context = multiprocessing.get_context("spawn")
     for wave in waves:
         todo = [job for job in wave if key(job) not in results]
         with ProcessPoolExecutor(jobs, context, quiet_interrupts, max_tasks_per_child=1) as pool:
-            futures = {pool.submit(one_run, options_of(job, setting, lora_steps(job, results, setting)), threads, tuning): job
-                       for job in todo}
             try:
+                cells = {(job["space"], job["prune"]) for job in todo if job["budget"] == "time"} - costs.keys()
+                measured = {cell: pool.submit(measure_costs, [r for r in results.values() if (r["budget"], r["space"], r["prune"])
+                                                              == ("steps", *cell)], setting, threads) for cell in cells}
+                for cell, future in measured.items():
+                    costs[cell] = future.result()
+                    print("measured", *cell, {method: f"{whole:.0f} s" for method, (whole, _) in costs[cell].items()}, flush=True)
+                futures = {pool.submit(one_run, options_of(job, setting, lora_steps(job, costs, setting)), threads, tuning): job
+                           for job in todo}
                 for future in as_completed(futures):
                     job = futures[future]
                     result = {name: job[name] for name in KEY} | future.result() | {
                         "options": job["options"], "setting": shared(setting), "defaults": vars(train.Config())}
+                    if job["budget"] == "time":
+                        result["costs"] = costs[job["space"], job["prune"]]
                     with open(path, "a") as file:
                         file.write(json.dumps(result) + "\n")
                     results[key(result)], done = result, done + 1

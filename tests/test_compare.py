@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import compare  # noqa: E402
 
 
-def result(method, loss, seed=0, budget="steps", space="dims", prune=0.4, seconds=10.0):
+def result(method, loss, seed=0, budget="steps", space="dims", prune=0.4):
     return {"method": method, "space": space, "prune": prune, "seed": seed, "budget": budget, "val_loss": loss, "accuracy": 0.25,
-            "seconds": seconds, "peak_memory_bytes": 2**30, "lora_steps": 100, "seconds_per_step": 0.1}
+            "seconds": 10.0, "peak_memory_bytes": 2**30, "lora_steps": 100}
 
 
 def test_quick_runs_once_and_is_not_repeated(monkeypatch, tmp_path, model_dir, data_file, capsys):
@@ -40,12 +40,28 @@ def test_quick_runs_once_and_is_not_repeated(monkeypatch, tmp_path, model_dir, d
 
 
 def test_equal_time_gives_a_cheaper_method_more_steps():
-    done = {compare.key(r): r for r in [result("atp", 3, seconds=30.0), result("taylor", 3.1, seconds=22.0)]}
+    costs = {("dims", 0.4): {"atp": (30.0, 0.3), "taylor": (22.0, 0.1), "paper": (60.0, 0.5)}}
     job = dict(method="taylor", options={}, space="dims", prune=0.4, seed=0, budget="time")
-    assert compare.lora_steps(job, done, {"steps": 100}) == 180  # 8 seconds to spare, 0.1 a step
-    done |= {compare.key(r): r for r in [result("paper", 3.1, seconds=60.0)]}
-    assert compare.lora_steps(job | {"method": "paper"}, done, {"steps": 100}) == 50
-    assert compare.lora_steps(job | {"budget": "steps"}, done, {"steps": 100}) == 100
+    assert compare.lora_steps(job, costs, {"steps": 100}) == 180  # 8 seconds to spare, 0.1 a step
+    assert compare.lora_steps(job | {"method": "paper"}, costs, {"steps": 100}) == 50
+    assert compare.lora_steps(job | {"budget": "steps"}, costs, {"steps": 100}) == 100
+
+
+def test_equal_time_from_measured_costs(monkeypatch, tmp_path, model_dir, data_file):
+    """The cell by steps comes first; its results set the sizes that are timed; done once, neither is repeated."""
+    monkeypatch.setattr(compare, "HERE", tmp_path)
+    path, setting = tmp_path / "results/main.jsonl", {"model": str(model_dir), "data": [str(data_file)], "steps": 40, "dtype": "float32", "device": "cpu"}
+    methods = {name: compare.METHODS[name] for name in ("atp", "random", "two-stage", "paper")}
+    waves = compare.main_jobs(["dims"], [0.4], [0], methods)
+    compare.run_all(waves, setting, path, 1)
+    found = {(r["method"], r["budget"]): r for r in compare.read_results(path)}
+    costs = found["two-stage", "time"]["costs"]
+    assert set(costs) == set(methods) and all(costs["random"][0] < whole for m, (whole, _) in costs.items() if m != "random")
+    assert found["random", "time"]["lora_steps"] > 40 > found["two-stage", "time"]["lora_steps"]
+    before = path.read_text()
+    monkeypatch.setattr(compare, "measure_costs", None)
+    compare.run_all(waves, setting, path, 1)
+    assert path.read_text() == before
 
 
 def test_the_search_of_a_longer_run_is_as_long():

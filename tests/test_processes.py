@@ -15,15 +15,19 @@ import train
 
 
 CHECKED = """
-import export, llama, sys, train
-write = export.write
+import atp, export, llama, sys, train
+write, decide = export.write, atp.Groups.decide
+
+def disagreeing(groups, *rest):
+    d, edge = decide(groups, *rest)
+    return d.roll(llama.process_rank()), edge
 
 def checked(model, *rest):
     for weight in (linear.weight for linear in model.linears()):
         assert "--shard" not in sys.argv or weight.to_local().shape[0] <= -(-weight.shape[0] // 2)
     return write(model, *rest)
 
-export.write = checked
+export.write, atp.Groups.decide = checked, disagreeing
 llama.command(train.main)
 """
 
@@ -31,6 +35,7 @@ llama.command(train.main)
 def torchrun(options, *extra):
     """`torchrun --nproc_per_node=2 train.py ...`; what it printed and its exit status.
 
+    The second's own decisions are made to differ, as those of another GPU may in a last bit: the first's must count.
     Before the export, with --shard, a process must hold no more than half of any linear's rows."""
     script = Path(options[options.index("--out") + 1]).with_name("checked.py")
     script.write_text(f"import sys\nsys.path.insert(0, {os.path.dirname(train.__file__)!r})\n{CHECKED}")
