@@ -72,7 +72,7 @@ class Config:
     clip: float = option(1.0, "largest gradient norm of a LoRA step", 1e-9)
     rank: int = option(8, "of LoRA", 1)
     lora_scale: float = option(2.0, "s in W + s B A", 1e-9)
-    freeze_at: float = option(0.1, "fraction of the steps after which decisions are frozen (T_end)", 0, 1)
+    freeze_at: float = option(0.05, "fraction of the steps after which decisions are frozen (T_end)", 0, 1)
     aware: bool = option(True, "under 0/1 decisions, LoRA steps mask the frozen weight only; else LoRA, too")
     slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
     alternate: bool = option(False, "in the search, G and LoRA learn in turns, by passes and batches of their own "

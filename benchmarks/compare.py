@@ -10,6 +10,7 @@ Runs are appended to results/NAME.jsonl, one JSON object each, and never made tw
 `steps`, the same number of LoRA steps; and `time`, the same wall time for the whole procedure, decisions included:
 a method gets as many LoRA steps as fit in the time of ATP's run, by what the steps of all take side by side.
 """
+import copy
 import json
 import math
 import multiprocessing
@@ -78,10 +79,10 @@ def one_run(options: dict, threads: int, tuning: bool) -> dict:
 
 
 def measure_costs(cell: list[dict], setting: dict, threads: int) -> dict[str, tuple[float, float]]:
-    """By method, the seconds of its whole run in `cell`, and of one of its steps after the freeze; medians over seeds.
+    """By method, the seconds of its whole run in `cell`, and of one of its steps after the freeze; means over seeds.
 
-    In one process, all runs taking their steps in turn, so that what else the machine does slows them alike; each
-    with layers cut to the sizes that it has decided on in `cell`'s results."""
+    In one process, all runs taking their steps in turn; each with layers cut to the sizes that it has decided on in
+    `cell`'s results."""
     torch.set_num_threads(threads)
     runs, begun = {}, {}
     for result in cell:
@@ -102,19 +103,24 @@ def measure_costs(cell: list[dict], setting: dict, threads: int) -> dict[str, tu
     after = seconds_in_turn(runs)
     whole = {name: begun[name] + run.freeze_step * search.get(name, 0.0) + (run.steps - run.freeze_step) * after[name]
              for name, run in runs.items()}
-    return {method: tuple(statistics.median(of[name] for name in runs if name[0] == method) for of in (whole, after))
+    return {method: tuple(statistics.mean(of[name] for name in runs if name[0] == method) for of in (whole, after))
             for method in {result["method"] for result in cell}}
 
 
-def seconds_in_turn(runs: dict[tuple, train.Run], rounds=12) -> dict[tuple, float]:
-    """The median seconds of a step, of pairs of them, as only every second may update the generator."""
+def seconds_in_turn(runs: dict[tuple, train.Run], rounds=8) -> dict[tuple, float]:
+    """The seconds of a step where nothing disturbs it: of pairs, as only every second may update the generator.
+
+    Where its tensors happen to lie changes a run's steps by up to a tenth, so that every pair has another place."""
     seconds = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            run = copy.deepcopy(run)
+            run.advance()  # a copy's first step is slow
             begin = time.monotonic()
             run.advance()
-            seconds[name].append(time.monotonic() - begin)
-    return {name: statistics.median(a + b for a, b in zip(found[2::2], found[3::2])) / 2 for name, found in seconds.items()}
+            run.advance()
+            seconds[name].append((time.monotonic() - begin) / 2)
+    return {name: min(found) for name, found in seconds.items()}
 
 
 # ------------------------------------------------------------------------------------------------ what to run
@@ -320,9 +326,11 @@ def main() -> None:
         now = vars(train.Config()) | shared(setting)
         for r in read_results(results / f"{name}.jsonl"):
             then = r["defaults"] | r["setting"]
-            other = {key: then.get(key) for key in then | now if then.get(key) != now.get(key)}
+            unread = without_effect(then | r["options"])
+            other = {key: then.get(key) for key in then | now if then.get(key) != now.get(key)
+                     and key not in r["options"] and key not in unread}
             if other:
-                raise llama.InputError(f"results/{name}.jsonl: made with other settings, {other}; move it away first")
+                raise llama.InputError(f"results/{name}.jsonl: {r['method']} made with other settings, {other}; move it away first")
         if args.quick:
             waves = main_jobs(["dims"], [0.4], args.seeds[:2], ["atp", "taylor", "random"], ["steps"])
         elif args.ablations:
@@ -339,6 +347,12 @@ def main() -> None:
     found["ablations"] += [r for r in dense if found["ablations"] and r["setting"] == found["ablations"][0]["setting"]]
     write_report(HERE / "RESULTS.md", {name: table(rows) for name, rows in found.items() if rows})
     print(f"{HERE / 'RESULTS.md'} is made; next: python benchmarks/compare.py --check")
+
+
+def without_effect(options: dict) -> set[str]:
+    """The options that a run with `options` does not read."""
+    config = train.Config(**options)
+    return {flag for flags, _, holds in train.NEEDS if not holds(config) for flag in flags}
 
 
 def shared(setting: dict) -> dict:

@@ -56,8 +56,10 @@ def test_equal_time_from_measured_costs(monkeypatch, tmp_path, model_dir, data_f
     compare.run_all(waves, setting, path, 1)
     found = {(r["method"], r["budget"]): r for r in compare.read_results(path)}
     costs = found["two-stage", "time"]["costs"]
-    assert set(costs) == set(methods) and all(costs["random"][0] < whole for m, (whole, _) in costs.items() if m != "random")
-    assert found["random", "time"]["lora_steps"] > 40 > found["two-stage", "time"]["lora_steps"]
+    assert set(costs) == set(methods) and all(whole > 39 * step > 0 for whole, step in costs.values())
+    for method in ("random", "two-stage", "paper"):
+        r = found[method, "time"]
+        assert r["lora_steps"] == compare.lora_steps(r, {("dims", 0.4): costs}, setting) and r["costs"] == costs
     before = path.read_text()
     monkeypatch.setattr(compare, "measure_costs", None)
     compare.run_all(waves, setting, path, 1)
