@@ -32,25 +32,36 @@ class Mask(NamedTuple):
     aware: bool = False  # True: the mask touches W alone (LoRA-aware); False: W and LoRA alike (pruned)
 
 
-class LowRankUpdate(torch.autograd.Function):
-    """y + s x A^T B^T for y [N, out], x [N, in], A [r, in], B [out, r].
+class FrozenAndLowRank(torch.autograd.Function):
+    """d_out * W (d_in * x) + s B A x for x [N, in], frozen W [out, in], A [r, in], B [out, r]; masks may be None.
 
-    What autograd would do, but in the order in which thin matrices are fast: g^T h for B's gradient takes several
-    times as long as (h^T g)^T on a CPU, and no pass over y is spent on the addition."""
+    What autograd would do, but no pass over activations is spent on additions, thin matrices go in the order in
+    which they are fast (g^T h for B's gradient takes several times as long as (h^T g)^T on a CPU), and the masks,
+    0/1 here, take no gradient."""
 
     @staticmethod
-    def forward(ctx, y, x, A, B, scale):
+    def forward(ctx, x, W, A, B, scale, d_in, d_out):
+        y = F.linear(x if d_in is None else x * d_in, W)
+        if d_out is not None:
+            y *= d_out
         h = F.linear(x, A) * scale  # N r
         ctx.scale = scale
-        ctx.save_for_backward(x, h, A, B)
-        return torch.addmm(y, h, B.t())
+        ctx.save_for_backward(x, h, W, A, B, d_in, d_out)
+        return y.addmm_(h, B.t())
 
     @staticmethod
     def backward(ctx, g):
-        x, h, A, B = ctx.saved_tensors
+        x, h, W, A, B, d_in, d_out = ctx.saved_tensors
+        grad_x = grad_A = grad_B = None
         grad_h = F.linear(g, B.t().contiguous()) * ctx.scale
-        learns = ctx.needs_input_grad[2]
-        return g, grad_h @ A, grad_h.t() @ x if learns else None, (h.t() @ g).t() if learns else None, None
+        if ctx.needs_input_grad[2]:
+            grad_A, grad_B = grad_h.t() @ x, (h.t() @ g).t()
+        if ctx.needs_input_grad[0]:
+            grad_x = (g if d_out is None else g * d_out) @ W
+            if d_in is not None:
+                grad_x *= d_in
+            grad_x.addmm_(grad_h, A)
+        return grad_x, None, grad_A, grad_B, None, None, None
 
 
 class LoRALinear(nn.Module):
@@ -73,16 +84,17 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
         """x [..., in] to [..., out]. Without a mask, or with all of it on, the two forwards are the same."""
         d_in, d_out, aware = mask or Mask()
-        kept = x if d_in is None else x * d_in
-        y = F.linear(kept, self.weight)
-        if self.A is None:
-            return y if d_out is None else y * d_out
-        A, B = self.A.to(x.dtype), self.B.to(x.dtype)  # float32 masters, the base's dtype to compute in
-        if aware and d_out is not None:
-            y = y * d_out
-        y = LowRankUpdate.apply(y.flatten(0, -2), (x if aware else kept).flatten(0, -2), A, B,
-                                self.scale).unflatten(0, x.shape[:-1])
-        return y if aware or d_out is None else y * d_out
+        if aware and self.A is not None:
+            return self.with_lora(x, d_in, d_out)
+        x = x if d_in is None else x * d_in
+        y = F.linear(x, self.weight) if self.A is None else self.with_lora(x)
+        return y if d_out is None else y * d_out
+
+    def with_lora(self, x: Tensor, d_in=None, d_out=None) -> Tensor:
+        """d_out * W (d_in * x) + s B A x, in x's dtype: A and B are float32 masters."""
+        y = FrozenAndLowRank.apply(x.flatten(0, -2), self.weight, self.A.to(x.dtype), self.B.to(x.dtype), self.scale,
+                                   d_in, d_out)
+        return y.unflatten(0, x.shape[:-1])
 
     @torch.no_grad()
     def merge(self) -> None:

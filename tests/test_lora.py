@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from lora import LoRALinear, LowRankUpdate, Mask
+from lora import FrozenAndLowRank, LoRALinear, Mask
 
 
 @pytest.fixture
@@ -59,9 +59,16 @@ def test_keep_cuts_weight_and_lora_alike(linear):
     assert torch.allclose(linear(x), before[:, rows], atol=1e-6) and linear.B.shape == (2, 2)
 
 
-def test_low_rank_update_has_autograds_own_gradients():
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_linear_with_lora_has_autograds_own_gradients(masked):
     torch.manual_seed(0)
-    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(5, 7), (5, 6), (3, 6), (7, 3)]]
-    y, x, A, B = tensors
-    assert torch.autograd.gradcheck(lambda y, x, A, B: LowRankUpdate.apply(y, x, A, B, 1.7), tensors)
-    torch.testing.assert_close(LowRankUpdate.apply(y, x, A, B, 1.7), y + 1.7 * x @ A.t() @ B.t())
+    W, d_in, d_out = torch.randn(7, 6).double(), torch.tensor([1., 0, 1, 1, 0, 1]).double(), torch.tensor([1., 1, 0, 1, 0, 1, 1]).double()
+    masks = (d_in, d_out) if masked else (None, None)
+    x, A, B = tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(5, 6), (3, 6), (7, 3)]]
+
+    def linear(x, A, B):
+        return FrozenAndLowRank.apply(x, W, A, B, 1.7, *masks)
+
+    assert torch.autograd.gradcheck(linear, tensors)
+    left = W * d_out[:, None] * d_in if masked else W
+    torch.testing.assert_close(linear(x, A, B), x @ (left + 1.7 * B @ A).t())
