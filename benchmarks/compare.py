@@ -351,7 +351,7 @@ def main() -> None:
 
 def without_effect(options: dict) -> set[str]:
     """The options that a run with `options` does not read."""
-    config = train.Config(**options)
+    config = train.Config(**{name: value for name, value in options.items() if name in vars(train.Config())})
     return {flag for flags, _, holds in train.NEEDS if not holds(config) for flag in flags}
 
 
