@@ -29,7 +29,7 @@ class Mask(NamedTuple):
     """What one linear is told of the decisions. `d_in` [in] and `d_out` [out], or None for "all on"."""
     d_in: Tensor | None = None
     d_out: Tensor | None = None
-    aware: bool = False  # True: the mask touches W alone (LoRA-aware); False: W and LoRA alike (pruned)
+    aware: bool = False  # True: 0/1 masks of W alone (LoRA-aware), without gradient; False: of W and LoRA (pruned)
 
 
 class FrozenAndLowRank(torch.autograd.Function):

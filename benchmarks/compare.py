@@ -160,8 +160,8 @@ def lora_steps(job: dict, costs: dict, setting: dict) -> int:
     """As many steps as fit in the time of ATP's run on the same cell, by `measure_costs`."""
     if job["budget"] == "steps":
         return setting["steps"]
-    (time, _), (own, step) = (costs[job["space"], job["prune"]][method] for method in ("atp", job["method"]))
-    return max(1, int(setting["steps"] * time / own)) if own > time else setting["steps"] + int((time - own) / step)
+    (limit, _), (own, step) = (costs[job["space"], job["prune"]][method] for method in ("atp", job["method"]))
+    return max(1, int(setting["steps"] * limit / own)) if own > limit else setting["steps"] + int((limit - own) / step)
 
 
 def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tuning=False) -> None:

@@ -66,6 +66,22 @@ def test_equal_time_from_measured_costs(monkeypatch, tmp_path, model_dir, data_f
     assert path.read_text() == before
 
 
+def test_a_setting_counts_only_where_a_method_reads_it(monkeypatch, tmp_path, model_dir, data_file, capsys):
+    """With another T_end than now, results of Taylor stay as good as they were, and ATP's are refused."""
+    monkeypatch.setattr(compare, "HERE", tmp_path)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(compare, "run_all", lambda *_: None)
+    setting = compare.shared({"model": str(model_dir), "data": [str(data_file)], "steps": 200, "batch_size": 2,
+                              "generator_batch_size": 4, "dtype": "float32", "device": "cpu"})
+    arguments = ["--model", model_dir, "--data", data_file, "--quick"]
+    for method, status in (("taylor", 0), ("atp", 2)):
+        r = result(method, 3.0) | {"options": compare.METHODS[method], "setting": setting,
+                                   "defaults": vars(compare.train.Config()) | {"freeze_at": 0.3}}
+        (tmp_path / "results/quick.jsonl").write_text(json.dumps(r) + "\n")
+        assert command(monkeypatch, *arguments, main=compare.main) == status
+    assert "freeze_at" in capsys.readouterr().err
+
+
 def test_the_search_of_a_longer_run_is_as_long():
     job = dict(method="two-stage", options=compare.METHODS["two-stage"], space="dims", prune=0.4, seed=0, budget="time")
     options = compare.options_of(job, {"steps": 100}, 125)
