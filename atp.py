@@ -79,6 +79,7 @@ class Groups:
     """All groups of a model in one flat order: layer by layer, kind by kind (a *segment*), index by index.
 
     segment [G]    the segment of each group; `segments` lists (layer, kind, first group, number of groups)
+    kind [G]       the kind of each group, a place in SPACES[space]
     cost [G]       parameters that go with a group, exact integers
     axes           of each layer, {(weight, axis): (group of each index, whether soft decisions act here)}
     chunk [G]      groups are kept or removed a chunk at a time. A chunk is `round_to` dimensions or units (or
@@ -89,7 +90,7 @@ class Groups:
         if uniform and any(size != config.layers[0] for size in config.layers):
             raise InputError("--uniform needs a model whose layers are of equal size")
         self.uniform, self.segments, self.axes = uniform, [], []
-        cost, segment, chunk, first_chunks, chunk_kind = [], [], [], {}, []
+        cost, segment, kinds, chunk, first_chunks, n_chunks = [], [], [], [], {}, 0
         for layer, size in enumerate(config.layers):
             table, axes = group_table(size), {}
             for kind in SPACES[space]:
@@ -101,20 +102,21 @@ class Groups:
                 # Every row and column of a layer's prunable weights is as long as the model is wide.
                 cost.append(rows_and_columns * config.dim)
                 segment.append(torch.full((n,), len(self.segments)))
+                kinds.append(torch.full((n,), SPACES[space].index(kind)))
                 self.segments.append((layer, kind, start, n))
                 together = {"head": 1, "qk": max(1, round_to // 2)}.get(kind, round_to)
-                first = first_chunks.setdefault((kind, 0 if uniform else layer), len(chunk_kind))
+                first = first_chunks.setdefault((kind, 0 if uniform else layer), n_chunks)
                 chunk.append(torch.arange(n) // together + first)
-                if first == len(chunk_kind):
-                    chunk_kind += [SPACES[space].index(kind)] * -(-n // together)
+                n_chunks = max(n_chunks, first - (-n // together))
             self.axes.append(axes)
-        self.cost, self.segment, self.chunk = (torch.cat(t).to(device) for t in (cost, segment, chunk))
+        self.cost, self.segment, self.kind, self.chunk = (
+            torch.cat(t).to(device) for t in (cost, segment, kinds, chunk))
         self.total = int(self.cost.sum())
         self.share = (self.cost / self.total).float()
         # Within a segment all groups cost the same, so a chunk's cost does not depend on which are in it.
         self.chunk_size = torch.bincount(self.chunk)
         self.chunk_cost = torch.zeros_like(self.chunk_size).index_add_(0, self.chunk, self.cost)
-        self.chunk_kind = torch.tensor(chunk_kind, device=device)
+        self.chunk_kind = torch.zeros_like(self.chunk_size).scatter_(0, self.chunk, self.kind)
         self.first_chunks = list(first_chunks.values())
         self.floor = int(self.chunk_cost[self.first_chunks].sum())
 
@@ -204,7 +206,7 @@ class Generator(nn.Module):
     `prior` [G] is added to the output: zero in the paper, a standardized saliency for the warm start.
     """
 
-    def __init__(self, groups: Groups, prior: Tensor, width: int = 64, depth: int = 2, heads: int = 4):
+    def __init__(self, groups: Groups, width: int = 64, depth: int = 2, heads: int = 4):
         super().__init__()
         width = max(width, -(-len(groups.axes) // heads) * heads)  # vectors are orthogonal only if they fit
         self.per_layer = [0] * len(groups.axes)
@@ -214,14 +216,20 @@ class Generator(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.head = nn.Linear(width, len(groups))  # its rows are cut into one head a layer
         self.register_buffer("inputs", nn.init.orthogonal_(torch.empty(len(groups.axes), width)))
-        self.register_buffer("prior", prior.float())
-        self.to(prior.device)
+        self.register_buffer("saliency", torch.zeros(len(groups)))
+        self.register_buffer("prior", torch.zeros(len(groups)))
 
     def forward(self) -> Tensor:
         """Logits [G]."""
         h = self.encoder(self.inputs[None])[0]
         logits = [F.linear(x, w) for x, w in zip(h, self.head.weight.split(self.per_layer))]
         return torch.cat(logits) + self.head.bias + self.prior
+
+    def warm_up(self, groups: Groups, gradient: Tensor, spread: float) -> None:
+        """Adds up the Taylor saliency of a batch, from the loss's gradient [G] in decisions that are all 1; the prior
+        is the logarithm of the sum so far, of standard deviation `spread`."""
+        log = log_saliency(groups, self.saliency.add_(gradient.abs()))
+        self.prior.copy_(spread * log / log.std().clamp(min=1e-6))
 
 
 def straight_through(p: Tensor) -> Tensor:
@@ -266,12 +274,24 @@ def proximal_lasso(layers, groups: Groups, d: Tensor, step: float) -> None:
         rows.mul_(shrink.clamp_(min=0)[:, None])
 
 
-# ---------------------------------------------------- saliency: the warm start, and the two-stage baselines
+# ------------------------------------------------------------------- saliency: the baselines that decide first
+
+def log_saliency(groups: Groups, gradient: Tensor) -> Tensor:
+    """Taylor saliency [G], of mean |gradient| [G] in decisions of 1: the logarithm per parameter, over its kind's mean.
+
+    It is of the first order, which says which units matter more, and which heads, but cannot weigh a whole head against
+    a unit a hundred times smaller. So all kinds start alike; the search shifts their balance."""
+    score = gradient / groups.cost
+    log = (score + 1e-6 * score.mean()).clamp(min=1e-30).log()
+    count = torch.bincount(groups.kind)
+    return log - (log.new_zeros(len(count)).index_add_(0, groups.kind, log) / count)[groups.kind]
+
 
 def saliency(criterion: str, model: Llama, groups: Groups, batches, add_up=lambda tensors: None) -> Tensor:
-    """How much each group matters in the pretrained model, per parameter, [G]. `criterion` is one of
+    """A score by which groups can be ranked, decided on the pretrained model, [G]. `criterion` is one of
 
-    taylor      |dL / d mask|, mean over batches: the sum of w * g over the group (LLM-Pruner, arXiv 2305.11627)
+    taylor      |dL / d mask|, mean over batches: the sum of w * g over the group (LLM-Pruner, arXiv 2305.11627);
+                as `log_saliency`, all kinds alike
     magnitude   root mean square of the group's weights, relative to that of its kind in its layer
     activation  the same with |w| times the norm of its input (Wanda, arXiv 2306.11695; FLAP, 2312.11983)
     random      from a hat
@@ -288,7 +308,7 @@ def saliency(criterion: str, model: Llama, groups: Groups, batches, add_up=lambd
             gradient, = torch.autograd.grad(model.nll(tokens, targets, masks) / count, ones)
             add_up([gradient])
             score += gradient.abs() / len(batches)
-        return score / groups.cost
+        return log_saliency(groups, score)
     inputs = input_squares(model, batches) if criterion == "activation" else {}
     add_up(list(inputs.values()))
     for block, axes in zip(model.layers, groups.axes):
@@ -316,9 +336,3 @@ def input_squares(model: Llama, batches) -> dict[LoRALinear, Tensor]:
     for hook in hooks:
         hook.remove()
     return squares
-
-
-def warm_start(saliency: Tensor, spread: float) -> Tensor:
-    """Prior logits [G] of standard deviation `spread`: the standardized log of saliency."""
-    log = saliency.clamp(min=1e-30).log()
-    return spread * (log - log.mean()) / log.std().clamp(min=1e-6)

@@ -1,7 +1,7 @@
 """JSON lines to fixed-length rows of tokens, in three splits: train, decision, validation.
 
 A record is `{"text"}`, `{"prompt", "answer"}`, or one of a data set's own, recognized by its keys in FORMATS
-below. LoRA learns from `train`; the warm start, and a generator that learns in passes of its own, from `decision`
+below. LoRA learns from `train`; criteria, and a generator that learns in passes of its own, from `decision`
 (both are training data); `validation` is only ever measured. A record's split follows from a hash of its text:
 the order of files and records plays no part, and equal records are never on both sides.
 

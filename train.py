@@ -33,7 +33,7 @@ import data
 import export
 import llama
 from atp import (SPACES, Generator, Groups, budget_term, group_lasso, gumbel, proximal_lasso, saliency,
-                 straight_through, warm_start)
+                 straight_through)
 from llama import InputError, Llama, LlamaConfig, Tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -45,7 +45,8 @@ def option(default, text: str, low=None, high=2**31, **more):
     return dataclasses.field(**how, metadata={"help": text, "range": (low, high), "more": more})
 
 
-WARM_START = 4  # batches of the decision split that saliency is measured on
+CALIBRATION = 4  # batches of the decision split that static criteria are measured on
+WARM_START = 0.5  # fraction of the search in which everything is kept, and its saliency measured
 CRITERIA = ["taylor", "magnitude", "activation", "random"]
 DECISIONS = ["atp", "two-stage", *CRITERIA, "none"]
 
@@ -72,18 +73,19 @@ class Config:
     clip: float = option(1.0, "largest gradient norm of a LoRA step", 1e-9)
     rank: int = option(8, "of LoRA", 1)
     lora_scale: float = option(2.0, "s in W + s B A", 1e-9)
-    freeze_at: float = option(0.05, "fraction of the steps after which decisions are frozen (T_end)", 0, 1)
+    freeze_at: float = option(0.04, "fraction of the steps after which decisions are frozen (T_end)", 0, 1)
     aware: bool = option(True, "under 0/1 decisions, LoRA steps mask the frozen weight only; else LoRA, too")
     slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
     alternate: bool = option(False, "in the search, G and LoRA learn in turns, by passes and batches of their own "
                              "(the paper); else by the same pass, through soft decisions: less time")
     generator_every: int = option(2, "with --alternate, LoRA steps between two generator steps", 1)
-    generator_batch_size: int = option(0, "rows of each batch for saliency, and of a generator step if G learns "
-                                       "in passes of its own (0: --batch-size)", 0)
+    generator_batch_size: int = option(0, "rows of each calibration batch, and of a generator step if G learns in "
+                                       "passes of its own (0: --batch-size)", 0)
     generator_lr: float = option(3e-3, "the generator's learning rate", 1e-9, 1e3)
     temperature: float = option(0.4, "T of the sigmoid in the decisions", 1e-3)
-    spread: float = option(2.0, "warm start: deviation of the logits from Taylor saliency; 0: none", 0, 1e3)
-    anneal: float = option(0.6, "fraction of the search in which the budget goes from 1 to the target", 0, 1)
+    spread: float = option(2.0, "warm start: deviation of the logits, from the Taylor saliency of the first half of "
+                           "the search, which keeps everything; 0: none, and all of it is search", 0, 1e3)
+    anneal: float = option(0.6, "fraction of the rest in which the budget goes from 1 to the target", 0, 1)
     budget: str = option("threshold", "the generator's budget: a threshold that fits it, or a loss term",
                          choices=["threshold", "loss"])
     alpha: float = option(5.0, "weight of the budget term with --budget loss", 0)
@@ -115,6 +117,8 @@ NEEDS = [(["prune"], "--decisions other than none", lambda c: c.decisions != "no
          (["freeze_at", "generator_lr", "temperature", "spread", "anneal", "budget", "straight_through"],
           "--decisions atp or two-stage", lambda c: c.decisions in LEARNED),
          (["generator_every"], "--alternate", lambda c: c.alternate),
+         (["generator_batch_size"], "--alternate, or --decisions two-stage, taylor or activation",
+          lambda c: c.alternate or c.decisions in ("two-stage", "taylor", "activation")),
          (["aware"], "--alternate or --no-slice-at-freeze", lambda c: c.alternate or not c.slice_at_freeze),
          (["alpha", "offset"], "--budget loss", lambda c: c.budget == "loss"),
          (["sample"], "--budget loss and --alternate", lambda c: c.budget == "loss" and c.alternate),
@@ -263,6 +267,7 @@ class Run:
         self.prune = 0.0 if config.decisions == "none" else config.prune
         learned = config.decisions in LEARNED
         self.freeze_step = max(1, round(config.freeze_at * config.steps)) if learned else 0
+        self.warm_steps = math.ceil(WARM_START * self.freeze_step) if config.spread else 0
         self.first_lora_step = self.freeze_step if config.decisions == "two-stage" else 0
         self.one_pass = not (config.alternate or self.first_lora_step)
         self.generator_every = 1 if self.first_lora_step else config.generator_every
@@ -274,7 +279,10 @@ class Run:
         self.processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.optimizer = torch.optim.AdamW(export.lora_parameters(model).values(), lr=config.lr,
                                            weight_decay=config.weight_decay)
-        self.generator = Generator(groups, torch.zeros(len(groups), device=self.device))
+        self.generator = Generator(groups).to(self.device)
+        if config.spread or not learned:  # saliency is all there is to begin with
+            torch.nn.init.zeros_(self.generator.head.weight)
+            torch.nn.init.zeros_(self.generator.head.bias)
         self.generator_optimizer = torch.optim.AdamW(self.generator.parameters(), lr=config.generator_lr)
         self.d = torch.ones(len(groups), dtype=torch.bool, device=self.device)
 
@@ -306,26 +314,25 @@ class Run:
             dist.broadcast(d := d.byte(), 0)
         return d.bool()
 
-    def warm_start(self) -> None:
-        """Starts the search from saliency on the decision split (spread 0: from nothing), or decides by it."""
-        config, criterion = self.config, self.config.decisions
-        if criterion in CRITERIA or self.freeze_step and config.spread:
-            batches = [self.batch(self.rows.decision, self.generator_rows, i, config.seed)
-                       for i in range(WARM_START)]
-            found = saliency(criterion if criterion in CRITERIA else "taylor", self.model, self.groups, batches,
-                             self.add_up)
-            self.generator.prior.copy_(warm_start(found, config.spread or 1.0))
-            torch.nn.init.zeros_(self.generator.head.weight)  # the prior is all there is to begin with
-            torch.nn.init.zeros_(self.generator.head.bias)
+    def begin(self) -> None:
+        """Decides before the first step, if it was asked for: by a criterion, or to keep everything."""
+        criterion = self.config.decisions
+        if criterion in CRITERIA:
+            batches = [self.batch(self.rows.decision, self.generator_rows, i, self.config.seed)
+                       for i in range(CALIBRATION)]
+            self.generator.prior.copy_(saliency(criterion, self.model, self.groups, batches, self.add_up))
         if self.freeze_step == 0:
             self.freeze()
 
     def keep(self) -> float:
-        """The fraction to keep at this step of the search: from 1 down to the target over `anneal` of it."""
-        return 1 - self.prune * min(1.0, (self.step + 1) / max(1.0, self.config.anneal * self.freeze_step))
+        """The fraction to keep at this step after the warm start: from 1 down to the target over `anneal` of them."""
+        annealed = self.config.anneal * (self.freeze_step - self.warm_steps)
+        return 1 - self.prune * min(1.0, (self.step + 1 - self.warm_steps) / max(1.0, annealed))
 
     def soft_decisions(self) -> Tensor:
-        """The generator's decisions [G] in (0, 1), for the pruned forward."""
+        """The generator's decisions [G] in (0, 1), for the pruned forward; in the warm start, all 1."""
+        if self.step < self.warm_steps:
+            return torch.ones(len(self.groups), device=self.device)
         config, logits = self.config, self.generator()
         if config.budget == "threshold":
             logits = logits - self.groups.edge(logits, self.keep(), config.temperature)
@@ -346,7 +353,13 @@ class Run:
         return {"gen_loss": total.item()} | self.update_generator(d, gradient)
 
     def update_generator(self, d: Tensor, gradient: Tensor) -> dict[str, float]:
-        """Takes the loss's gradient in soft decisions d on to G; then the hard ones, of LoRA steps and lasso."""
+        """Takes the loss's gradient in soft decisions d on to G; then the hard ones, of LoRA steps and lasso.
+
+        In the warm start, G only adds the gradient to its prior."""
+        if self.step < self.warm_steps:
+            if self.finite(gradient.sum()):
+                self.generator.warm_up(self.groups, gradient, self.config.spread)
+            return {}
         objective, terms = (d * gradient).sum(), {}
         if self.config.budget == "loss":
             term = budget_term((d * self.groups.share).sum(), self.keep())
@@ -713,7 +726,7 @@ def main() -> None:
     with open(log_path, "a") as file:
         try:
             if not resume:
-                run.warm_start()
+                run.begin()
                 save()  # a run can be resumed from its first moment on
             stopped = tune(run, save, lambda line: print(json.dumps(line), file=file, flush=True))
         except RuntimeError as error:

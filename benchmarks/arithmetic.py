@@ -70,14 +70,14 @@ def numbers(name: str) -> dict:
         linears = sum(p.numel() for linear in model.linears() for p in [linear.weight])
     groups = train.Groups(model.config, "dims")
     with torch.device("meta"):
-        generator = train.Generator(groups, torch.zeros(len(groups), device="meta"))
+        generator = train.Generator(groups)
     lora = sum(p.numel() for p in export.lora_parameters(model).values())
     config, params = train.Config(), llama.count_parameters(model)
     weights = linears + model.output_weight.numel()
     dense = flops(model.config, weights, lora, LENGTH)
     keep = 1 - config.prune
     cut = dense * (1 - config.prune * linears / weights)
-    atp = (config.freeze_at + train.WARM_START / config.steps) * dense + (1 - config.freeze_at) * cut
+    atp = config.freeze_at * dense + (1 - config.freeze_at) * cut
     learned = 16 * lora  # float32 weight, gradient and AdamW's two moments
     search_only = 16 * sum(p.numel() for p in generator.parameters())
     a_layer, tokens = kept_for_backward(shape), ROWS * LENGTH
@@ -119,7 +119,7 @@ def main() -> None:
     lines = ["# What a run must cost", "",
              "Made by `python benchmarks/arithmetic.py`; counted and derived, not measured on GPUs of that size. A step is "
              f"{ROWS} rows of {LENGTH} tokens; {config.prune:.0%} of `dims` pruned, decisions frozen after "
-             f"{config.freeze_at:.0%} of {config.steps} steps, {train.WARM_START} batches of warm start.", "",
+             f"{config.freeze_at:.0%} of the steps.", "",
              "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     lines += [f"| {row} | " + " | ".join(found[name][row] for name in names) + " |" for row in found["1B"]]
     lines += ["", "FLOPs of a token: 2 a weight forward and 2 backward (a frozen weight has no gradient of its own), 6 a LoRA "

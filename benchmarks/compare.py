@@ -65,7 +65,7 @@ def one_run(options: dict, threads: int, tuning: bool) -> dict:
     torch.set_num_threads(threads)
     run, tokenizer, tail = new_run(options)
     begin, flips, config, rows = time.monotonic(), [], run.config, run.rows
-    run.warm_start()
+    run.begin()
     while run.step < run.steps:
         terms = run.advance()
         flips += [terms["flips"]] if "flips" in terms else []
@@ -89,8 +89,9 @@ def measure_costs(cell: list[dict], setting: dict, threads: int) -> dict[str, tu
         name = result["method"], result["seed"]
         runs[name], *_ = new_run(options_of(result, setting, setting["steps"]))
         begin = time.monotonic()
-        runs[name].warm_start()
+        runs[name].begin()
         begun[name] = time.monotonic() - begin
+        runs[name].step = runs[name].warm_steps  # the dearer half of the search
     search = seconds_in_turn({name: run for name, run in runs.items() if not run.frozen})
     for result in cell:
         run = runs[result["method"], result["seed"]]

@@ -118,7 +118,6 @@ def run_parts(args, device: torch.device, folder: Path) -> None:
     groups = train.Groups(model.config, config.space, device=device)
     base = llama.count_parameters(model)
     run = train.Run(config, model, groups, rows)
-    part(f"warm start, {train.WARM_START} batches", run.warm_start)
 
     def steps(n, of):
         for _ in range(n):

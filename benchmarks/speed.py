@@ -148,13 +148,12 @@ def no_grad(function, *arguments):
 
 
 def ratios(seconds: dict, cut: float, flops: dict, run: train.Run) -> dict[str, float]:
-    """A whole run is added up from its parts' medians: warm start, search, cut, tuning; each LoRA run from its steps."""
+    """A whole run is added up from its parts' medians: search, cut, tuning; each LoRA run from its steps."""
     config, steps = run.config, run.config.steps
 
     def whole(freeze_at: float, step: float = seconds["search"]) -> float:
         search = round(freeze_at * steps)
-        return (train.WARM_START * seconds["generator_step"] + search * step + cut
-                + (steps - search) * seconds["sliced"])
+        return search * step + cut + (steps - search) * seconds["sliced"]
 
     bookkeeping = sum(seconds[name] for name in ("generator_alone", "masks", "lasso"))
     turns = seconds["aware"] + seconds["generator_step"] / config.generator_every
