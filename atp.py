@@ -181,12 +181,12 @@ class Groups:
 
     def masks(self, d: Tensor, aware: bool, dtype=torch.float32) -> list[dict[str, Mask]]:
         """What each layer's linears are told of decisions d [G], hard or soft, for `Llama.forward`."""
-        d, masks = d.to(dtype), []
+        masks = []
         for axes in self.axes:
             layer = {}
             for (weight, axis), (group, acts) in axes.items():
                 if acts or aware:
-                    layer[weight] = Mask(**{"d_out" if axis == ROWS else "d_in": d[group]}, aware=aware)
+                    layer[weight] = Mask(**{"d_out" if axis == ROWS else "d_in": d[group].to(dtype)}, aware=aware)
             masks.append(layer)
         return masks
 
@@ -203,7 +203,7 @@ class Groups:
 class Generator(nn.Module):
     """G: one fixed orthogonal vector a layer -> transformer encoder over the layers -> a linear head a layer.
 
-    `prior` [G] is added to the output: zero in the paper, a standardized saliency for the warm start.
+    `prior` [G] is added to the output: zero in the paper, else what the warm start has found.
     """
 
     def __init__(self, groups: Groups, width: int = 64, depth: int = 2, heads: int = 4):
@@ -216,7 +216,7 @@ class Generator(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.head = nn.Linear(width, len(groups))  # its rows are cut into one head a layer
         self.register_buffer("inputs", nn.init.orthogonal_(torch.empty(len(groups.axes), width)))
-        self.register_buffer("saliency", torch.zeros(len(groups)))
+        self.register_buffer("gradients", torch.zeros(len(groups)))
         self.register_buffer("prior", torch.zeros(len(groups)))
 
     def forward(self) -> Tensor:
@@ -226,10 +226,10 @@ class Generator(nn.Module):
         return torch.cat(logits) + self.head.bias + self.prior
 
     def warm_up(self, groups: Groups, gradient: Tensor, spread: float) -> None:
-        """Adds up the Taylor saliency of a batch, from the loss's gradient [G] in decisions that are all 1; the prior
-        is the logarithm of the sum so far, of standard deviation `spread`."""
-        log = log_saliency(groups, self.saliency.add_(gradient.abs()))
-        self.prior.copy_(spread * log / log.std().clamp(min=1e-6))
+        """Adds |gradient|, of a batch's loss in decisions [G] that are all 1; the prior is `log_saliency` of the sum so
+        far, scaled to the standard deviation `spread`."""
+        log = log_saliency(groups, self.gradients.add_(gradient.abs()))
+        self.prior.copy_(spread * log / log.std().clamp(min=1e-3))
 
 
 def straight_through(p: Tensor) -> Tensor:
@@ -274,21 +274,22 @@ def proximal_lasso(layers, groups: Groups, d: Tensor, step: float) -> None:
         rows.mul_(shrink.clamp_(min=0)[:, None])
 
 
-# ------------------------------------------------------------------- saliency: the baselines that decide first
+# ----------------------------------------------------- saliency: the warm start, and methods that decide first
 
 def log_saliency(groups: Groups, gradient: Tensor) -> Tensor:
-    """Taylor saliency [G], of mean |gradient| [G] in decisions of 1: the logarithm per parameter, over its kind's mean.
+    """Taylor saliency [G], of |gradient| [G] in decisions of 1: its logarithm per parameter, less the mean of the kind.
 
     It is of the first order, which says which units matter more, and which heads, but cannot weigh a whole head against
     a unit a hundred times smaller. So all kinds start alike; the search shifts their balance."""
     score = gradient / groups.cost
     log = (score + 1e-6 * score.mean()).clamp(min=1e-30).log()
-    count = torch.bincount(groups.kind)
-    return log - (log.new_zeros(len(count)).index_add_(0, groups.kind, log) / count)[groups.kind]
+    for kind in groups.kind.unique():
+        log[groups.kind == kind] -= log[groups.kind == kind].mean()
+    return log
 
 
 def saliency(criterion: str, model: Llama, groups: Groups, batches, add_up=lambda tensors: None) -> Tensor:
-    """A score by which groups can be ranked, decided on the pretrained model, [G]. `criterion` is one of
+    """A score to rank groups by, measured on the pretrained model, [G]. `criterion` is one of
 
     taylor      |dL / d mask|, mean over batches: the sum of w * g over the group (LLM-Pruner, arXiv 2305.11627);
                 as `log_saliency`, all kinds alike

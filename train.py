@@ -4,8 +4,9 @@
     python train.py --model Llama-2-7b --data legal.jsonl --prune 0.4   # one GPU
 
 First the search: one pass through soft decisions teaches LoRA the task and the generator G which groups to keep,
-and the lasso shrinks what LoRA learned in removed groups. With `--alternate`, as in the paper, they take turns: G
-learns on a batch with LoRA frozen (pruned forward), LoRA on others with decisions fixed (LoRA-aware forward).
+and the lasso shrinks what LoRA learned in removed groups. Its first half, the warm start, keeps everything, and only
+measures what each group matters. With `--alternate`, as in the paper, the two take turns: G learns on a batch with LoRA
+frozen (pruned forward), LoRA on others with decisions fixed (LoRA-aware forward).
 From `--freeze-at` on, decisions are frozen, the removed groups are cut out, and the rest is plain LoRA on the
 small model. The loop is `tune`, a step is `Run.advance`.
 """
@@ -46,7 +47,6 @@ def option(default, text: str, low=None, high=2**31, **more):
 
 
 CALIBRATION = 4  # batches of the decision split that static criteria are measured on
-WARM_START = 0.5  # fraction of the search in which everything is kept, and its saliency measured
 CRITERIA = ["taylor", "magnitude", "activation", "random"]
 DECISIONS = ["atp", "two-stage", *CRITERIA, "none"]
 
@@ -83,9 +83,11 @@ class Config:
                                        "passes of its own (0: --batch-size)", 0)
     generator_lr: float = option(3e-3, "the generator's learning rate", 1e-9, 1e3)
     temperature: float = option(0.4, "T of the sigmoid in the decisions", 1e-3)
-    spread: float = option(2.0, "warm start: deviation of the logits, from the Taylor saliency of the first half of "
-                           "the search, which keeps everything; 0: none, and all of it is search", 0, 1e3)
-    anneal: float = option(0.6, "fraction of the rest in which the budget goes from 1 to the target", 0, 1)
+    warm_start: float = option(0.5, "fraction of the search that keeps everything: Taylor saliency, from which the "
+                               "rest starts, is the mean of its passes' gradients", 0, 1)
+    spread: float = option(2.0, "deviation of the logits that the warm start sets; 0: no warm start", 0, 1e3)
+    anneal: float = option(0.6, "fraction of the search after its warm start in which the budget goes from 1 to the "
+                           "target", 0, 1)
     budget: str = option("threshold", "the generator's budget: a threshold that fits it, or a loss term",
                          choices=["threshold", "loss"])
     alpha: float = option(5.0, "weight of the budget term with --budget loss", 0)
@@ -114,8 +116,10 @@ PAPER = dict(alternate=True, freeze_at=0.5, generator_every=1, budget="loss", sa
 LEARNED = ["atp", "two-stage"]
 NEEDS = [(["prune"], "--decisions other than none", lambda c: c.decisions != "none"),
          (["alternate"], "--decisions atp", lambda c: c.decisions == "atp"),
-         (["freeze_at", "generator_lr", "temperature", "spread", "anneal", "budget", "straight_through"],
+         (["freeze_at", "generator_lr", "temperature", "warm_start", "spread", "anneal", "budget",
+           "straight_through"],
           "--decisions atp or two-stage", lambda c: c.decisions in LEARNED),
+         (["warm_start"], "--spread above 0", lambda c: c.spread),
          (["generator_every"], "--alternate", lambda c: c.alternate),
          (["generator_batch_size"], "--alternate, or --decisions two-stage, taylor or activation",
           lambda c: c.alternate or c.decisions in ("two-stage", "taylor", "activation")),
@@ -267,7 +271,7 @@ class Run:
         self.prune = 0.0 if config.decisions == "none" else config.prune
         learned = config.decisions in LEARNED
         self.freeze_step = max(1, round(config.freeze_at * config.steps)) if learned else 0
-        self.warm_steps = math.ceil(WARM_START * self.freeze_step) if config.spread else 0
+        self.warm_steps = math.ceil(config.warm_start * self.freeze_step) if config.spread else 0
         self.first_lora_step = self.freeze_step if config.decisions == "two-stage" else 0
         self.one_pass = not (config.alternate or self.first_lora_step)
         self.generator_every = 1 if self.first_lora_step else config.generator_every
@@ -280,7 +284,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(export.lora_parameters(model).values(), lr=config.lr,
                                            weight_decay=config.weight_decay)
         self.generator = Generator(groups).to(self.device)
-        if config.spread or not learned:  # saliency is all there is to begin with
+        if self.warm_steps or not learned:  # the prior is all there is to begin with
             torch.nn.init.zeros_(self.generator.head.weight)
             torch.nn.init.zeros_(self.generator.head.bias)
         self.generator_optimizer = torch.optim.AdamW(self.generator.parameters(), lr=config.generator_lr)
@@ -314,8 +318,8 @@ class Run:
             dist.broadcast(d := d.byte(), 0)
         return d.bool()
 
-    def begin(self) -> None:
-        """Decides before the first step, if it was asked for: by a criterion, or to keep everything."""
+    def decide_first(self) -> None:
+        """Decides before the first step, for methods that do not learn decisions."""
         criterion = self.config.decisions
         if criterion in CRITERIA:
             batches = [self.batch(self.rows.decision, self.generator_rows, i, self.config.seed)
@@ -324,6 +328,11 @@ class Run:
         if self.freeze_step == 0:
             self.freeze()
 
+    @property
+    def warming(self) -> bool:
+        """Whether this step of the search keeps everything."""
+        return self.step < self.warm_steps
+
     def keep(self) -> float:
         """The fraction to keep at this step after the warm start: from 1 down to the target over `anneal` of them."""
         annealed = self.config.anneal * (self.freeze_step - self.warm_steps)
@@ -331,7 +340,7 @@ class Run:
 
     def soft_decisions(self) -> Tensor:
         """The generator's decisions [G] in (0, 1), for the pruned forward; in the warm start, all 1."""
-        if self.step < self.warm_steps:
+        if self.warming:
             return torch.ones(len(self.groups), device=self.device)
         config, logits = self.config, self.generator()
         if config.budget == "threshold":
@@ -342,7 +351,7 @@ class Run:
         return straight_through(p) if config.straight_through else p
 
     def generator_step(self) -> dict[str, float]:
-        """One update of G on a decision batch, LoRA frozen."""
+        """G learns from a decision batch, LoRA frozen."""
         tokens, targets, count = self.batch(self.rows.decision, self.generator_rows,
                                             self.step // self.generator_every, self.config.seed + 1)
         d = self.soft_decisions()
@@ -353,10 +362,10 @@ class Run:
         return {"gen_loss": total.item()} | self.update_generator(d, gradient)
 
     def update_generator(self, d: Tensor, gradient: Tensor) -> dict[str, float]:
-        """Takes the loss's gradient in soft decisions d on to G; then the hard ones, of LoRA steps and lasso.
+        """Takes the loss's gradient in soft decisions d on to G, and its new hard decisions for LoRA steps and lasso.
 
-        In the warm start, G only adds the gradient to its prior."""
-        if self.step < self.warm_steps:
+        In the warm start, the gradient only goes into G's prior."""
+        if self.warming:
             if self.finite(gradient.sum()):
                 self.generator.warm_up(self.groups, gradient, self.config.spread)
             return {}
@@ -604,7 +613,10 @@ def open_run(config: Config, device, out: Path, checkpoint: dict | None) -> tupl
                 raise InputError(f"--resume: {name} changed since the checkpoint; bring it back or start anew")
         groups, _ = export.restore(checkpoint, model)
         run = Run(config, model, groups, rows)
-        run.load_state(checkpoint)
+        try:
+            run.load_state(checkpoint)
+        except (KeyError, RuntimeError) as error:
+            raise InputError(f"--resume: the checkpoint was written by another version of train.py ({error})") from None
         print(f"resuming at step {run.step} of {run.steps}", flush=True)
         return run, tokenizer
 
@@ -726,7 +738,7 @@ def main() -> None:
     with open(log_path, "a") as file:
         try:
             if not resume:
-                run.begin()
+                run.decide_first()
                 save()  # a run can be resumed from its first moment on
             stopped = tune(run, save, lambda line: print(json.dumps(line), file=file, flush=True))
         except RuntimeError as error:

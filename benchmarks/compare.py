@@ -31,17 +31,19 @@ import export  # noqa: E402
 import llama  # noqa: E402
 import train  # noqa: E402
 
-# The two-stage generator is trained as long as the paper's: for half as many steps as LoRA.
-METHODS = {"atp": {}, "taylor": {"decisions": "taylor"}, "two-stage": {"decisions": "two-stage", "freeze_at": 0.5},
+# The two-stage generator is trained as long as the paper's: for half as many steps as LoRA, after 4 batches of warm start.
+METHODS = {"atp": {}, "taylor": {"decisions": "taylor"},
+           "two-stage": {"decisions": "two-stage", "freeze_at": 0.5, "warm_start": 0.016},
            **{name: {"decisions": name} for name in ("activation", "magnitude", "random")},
            "paper": train.PAPER, "none": {"decisions": "none"}}
+BUDGETS = ["steps", "time"]
 BASELINES = [name for name in METHODS if name not in ("atp", "none")]
 ALTERNATE = {"alternate": True}
 ABLATIONS = {"alternate": ALTERNATE, "alternate, masked-both": ALTERNATE | {"aware": False},
              "alternate, sampled": ALTERNATE | {"budget": "loss", "sample": True},
              "no lasso": {"lasso": "none"}, "lasso in the loss": {"lasso": "loss", "lasso_weight": 10.0},
              "budget loss": {"budget": "loss"}, "straight-through": {"straight_through": True},
-             "no warm start": {"spread": 0.0}, "no annealing": {"anneal": 0.0},
+             "no warm start": {"spread": 0.0}, "warm start alone": {"warm_start": 1.0}, "no annealing": {"anneal": 0.0},
              # The two-stage generator with as long a search as ATP's, in steps of its own.
              "two-stage, short": {"decisions": "two-stage"}}
 
@@ -65,7 +67,7 @@ def one_run(options: dict, threads: int, tuning: bool) -> dict:
     torch.set_num_threads(threads)
     run, tokenizer, tail = new_run(options)
     begin, flips, config, rows = time.monotonic(), [], run.config, run.rows
-    run.begin()
+    run.decide_first()
     while run.step < run.steps:
         terms = run.advance()
         flips += [terms["flips"]] if "flips" in terms else []
@@ -89,9 +91,9 @@ def measure_costs(cell: list[dict], setting: dict, threads: int) -> dict[str, tu
         name = result["method"], result["seed"]
         runs[name], *_ = new_run(options_of(result, setting, setting["steps"]))
         begin = time.monotonic()
-        runs[name].begin()
+        runs[name].decide_first()
         begun[name] = time.monotonic() - begin
-        runs[name].step = runs[name].warm_steps  # the dearer half of the search
+        runs[name].step = runs[name].warm_steps  # the dearer part of the search
     search = seconds_in_turn({name: run for name, run in runs.items() if not run.frozen})
     for result in cell:
         run = runs[result["method"], result["seed"]]
@@ -116,6 +118,7 @@ def seconds_in_turn(runs: dict[tuple, train.Run], rounds=8) -> dict[tuple, float
     for _ in range(rounds):
         for name, run in runs.items():
             run = copy.deepcopy(run)
+            run.freeze_step += 3  # not now
             run.advance()  # a copy's first step is slow
             begin = time.monotonic()
             run.advance()
@@ -134,7 +137,7 @@ def options_of(job: dict, setting: dict, steps: int) -> dict:
     return setting | job["options"] | space | freeze | {"seed": job["seed"], "steps": steps}
 
 
-def main_jobs(spaces, ratios, seeds, methods, budgets=("steps", "time")) -> list[list[dict]]:
+def main_jobs(spaces, ratios, seeds, methods, budgets=BUDGETS) -> list[list[dict]]:
     """Waves of jobs, all seeds of a ratio after another; what is in one may need the results of those before."""
     waves = []
     for prune in ratios:
@@ -305,6 +308,7 @@ def main() -> None:
     parser.add_argument("--spaces", nargs="+", choices=list(train.SPACES), default=["dims", "heads"])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.4, 0.3, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--equal-steps", action="store_true", help="leave equal time for later")
     parser.add_argument("--steps", type=int, default=500, help="LoRA steps of ATP's run")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--generator-batch-size", type=int, default=4)
@@ -337,7 +341,7 @@ def main() -> None:
         elif args.ablations:
             waves = ablation_jobs(args.spaces, args.seeds)
         else:
-            waves = main_jobs(args.spaces, args.ratios, args.seeds, METHODS)
+            waves = main_jobs(args.spaces, args.ratios, args.seeds, METHODS, BUDGETS[:1] if args.equal_steps else BUDGETS)
         run_all(waves, setting, results / f"{name}.jsonl", args.jobs, args.tune)
         if args.quick or args.tune:
             return print(table(read_results(results / f"{name}.jsonl")))

@@ -111,6 +111,8 @@ def measure(args, width: int) -> dict[str, float]:
     """Seconds and ratios by name, for one width."""
     plain, search, tune = a_run(args, width, decisions="none"), a_run(args, width), a_run(args, width)
     turns = a_run(args, width, alternate=True)
+    for run in (search, turns, tune):
+        run.generator_step()  # of the warm start, or all groups would be alike
     search.step = turns.step = 80  # at the target of the budget
     search.lora_step()
     turns.generator_step()

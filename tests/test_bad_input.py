@@ -84,7 +84,7 @@ ARGUMENTS = [
     (["--device", "cuda:99"], "--device cuda:99"), (["--alpha", "3"], "--alpha has no effect"), (["--frobnicate"], "--frobnicate"),
     (["--resume", "nowhere"], "no others"), (["--data", "missing.jsonl"], "missing.jsonl"), (["--data", "."], "cannot be read"),
     (["--model", "missing"], "missing"), (["--model", "."], "."), (["--out", "/proc/run"], "cannot be written"),
-    (["--round-to", "3"], "--round-to 3"), (["--decisions", "taylor"], "--freeze-at has no effect"), (["--generator-every", "3"], "--generator-every has no effect"),
+    (["--round-to", "3"], "--round-to 3"), (["--decisions", "taylor"], "--freeze-at has no effect"), (["--generator-every", "3"], "--generator-every has no effect"), (["--generator-batch-size", "4"], "--generator-batch-size has no effect"),
     (["--lasso", "none", "--lasso-weight", "1"], "--lasso-weight has no effect"),
 ]
 LINES = [  # the third line of a data file

@@ -19,7 +19,7 @@ def result(method, loss, seed=0, budget="steps", space="dims", prune=0.4):
 def test_quick_runs_once_and_is_not_repeated(monkeypatch, tmp_path, model_dir, data_file, capsys):
     monkeypatch.setattr(compare, "HERE", tmp_path)
     (tmp_path / "results").mkdir()
-    arguments = ["--model", model_dir, "--data", data_file, "--quick", "--seeds", 0, "--jobs", 2]
+    arguments = ["--model", model_dir, "--data", data_file, "--quick", "--seeds", 0, "--batch-size", 1]
     assert command(monkeypatch, *arguments, main=compare.main) == 0
     lines = (tmp_path / "results/quick.jsonl").read_text().splitlines()
     found = {r["method"]: r for r in map(json.loads, lines)}

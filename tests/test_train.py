@@ -54,7 +54,7 @@ def test_methods_differ_in_their_decisions_alone(model_dir, data_file, tokenizer
     groups = train.Groups(model.config, config.space)
     export.add_lora(model, rank=4, scale=2.0)
     run = train.Run(config, model, groups, train.data.load([str(data_file)], tokenizer, config.seq_len))
-    run.begin()
+    run.decide_first()
     assert run.frozen == run.sliced == (decisions not in ("atp", "two-stage"))
     before, learned, lr = {}, [], []
     while run.step < run.steps:
@@ -111,7 +111,7 @@ def test_the_players_move_apart_and_never_look_at_the_validation_split(model_dir
 def test_the_warm_start_costs_nothing(model_dir, data_file, tokenizer):
     """While everything is kept, LoRA's own passes add up Taylor's saliency; then the search begins from it."""
     run = searching_run(model_dir, data_file, tokenizer, spread=3.0)
-    run.generator.saliency.zero_()
+    run.generator.gradients.zero_()
     run.step, wanted = 0, 0
     while run.step < run.warm_steps:
         batch = run.batch(run.rows.train, run.config.batch_size, run.step, run.config.seed)
@@ -119,7 +119,7 @@ def test_the_warm_start_costs_nothing(model_dir, data_file, tokenizer):
         loss = run.model.nll(*batch[:2], run.groups.masks(d, aware=False)) / batch[2]
         wanted += torch.autograd.grad(loss, d)[0].abs()
         assert run.advance()["loss"] == pytest.approx(loss.item(), abs=1e-5) and run.d.all()
-    assert run.warm_steps == 25 and torch.allclose(run.generator.saliency, wanted, rtol=1e-3)
+    assert run.warm_steps == 25 and torch.allclose(run.generator.gradients, wanted, rtol=1e-3)
     assert run.generator().std().item() == pytest.approx(3, rel=1e-4)
     assert torch.equal(run.target_decisions(), run.groups.decide(log_saliency(run.groups, wanted), 0.6)[0])
     prior = run.generator.prior.clone()
