@@ -615,8 +615,8 @@ def open_run(config: Config, device, out: Path, checkpoint: dict | None) -> tupl
         run = Run(config, model, groups, rows)
         try:
             run.load_state(checkpoint)
-        except (KeyError, RuntimeError) as error:
-            raise InputError(f"--resume: the checkpoint was written by another version of train.py ({error})") from None
+        except (KeyError, RuntimeError):
+            raise InputError("--resume: the checkpoint is of another version of train.py; start anew") from None
         print(f"resuming at step {run.step} of {run.steps}", flush=True)
         return run, tokenizer
 

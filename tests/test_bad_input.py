@@ -85,6 +85,7 @@ ARGUMENTS = [
     (["--resume", "nowhere"], "no others"), (["--data", "missing.jsonl"], "missing.jsonl"), (["--data", "."], "cannot be read"),
     (["--model", "missing"], "missing"), (["--model", "."], "."), (["--out", "/proc/run"], "cannot be written"),
     (["--round-to", "3"], "--round-to 3"), (["--decisions", "taylor"], "--freeze-at has no effect"), (["--generator-every", "3"], "--generator-every has no effect"), (["--generator-batch-size", "4"], "--generator-batch-size has no effect"),
+    (["--spread", "0", "--warm-start", "0.5"], "--warm-start has no effect"), (["--warm-start", "1.1"], "--warm-start 1.1"),
     (["--lasso", "none", "--lasso-weight", "1"], "--lasso-weight has no effect"),
 ]
 LINES = [  # the third line of a data file
@@ -187,6 +188,10 @@ def test_checkpoints(refused, options, tmp_path, monkeypatch):
     refused(["--resume", run], "not a checkpoint")
     state = export.llama.read_tensors(write(run / "ckpt.pt", good), mmap=False)
     state["config"]["colour"] = "blue"
+    torch.save(state, run / "ckpt.pt")
+    refused(["--resume", run], "another version")
+    state = export.llama.read_tensors(write(run / "ckpt.pt", good), mmap=False)
+    state.pop("in_a_row")
     torch.save(state, run / "ckpt.pt")
     refused(["--resume", run], "another version")
     (run / "ckpt.pt").unlink()
