@@ -90,7 +90,7 @@ class Groups:
         if uniform and any(size != config.layers[0] for size in config.layers):
             raise InputError("--uniform needs a model whose layers are of equal size")
         self.uniform, self.segments, self.axes = uniform, [], []
-        cost, segment, kinds, chunk, first_chunks, n_chunks = [], [], [], [], {}, 0
+        cost, segment, chunk, first_chunks, n_chunks = [], [], [], {}, 0
         for layer, size in enumerate(config.layers):
             table, axes = group_table(size), {}
             for kind in SPACES[space]:
@@ -102,15 +102,15 @@ class Groups:
                 # Every row and column of a layer's prunable weights is as long as the model is wide.
                 cost.append(rows_and_columns * config.dim)
                 segment.append(torch.full((n,), len(self.segments)))
-                kinds.append(torch.full((n,), SPACES[space].index(kind)))
                 self.segments.append((layer, kind, start, n))
                 together = {"head": 1, "qk": max(1, round_to // 2)}.get(kind, round_to)
                 first = first_chunks.setdefault((kind, 0 if uniform else layer), n_chunks)
                 chunk.append(torch.arange(n) // together + first)
                 n_chunks = max(n_chunks, first - (-n // together))
             self.axes.append(axes)
-        self.cost, self.segment, self.kind, self.chunk = (
-            torch.cat(t).to(device) for t in (cost, segment, kinds, chunk))
+        self.cost, self.segment, self.chunk = (torch.cat(t).to(device) for t in (cost, segment, chunk))
+        kinds = [SPACES[space].index(kind) for _, kind, *_ in self.segments]
+        self.kind = torch.tensor(kinds, device=device)[self.segment]
         self.total = int(self.cost.sum())
         self.share = (self.cost / self.total).float()
         # Within a segment all groups cost the same, so a chunk's cost does not depend on which are in it.

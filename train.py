@@ -84,7 +84,7 @@ class Config:
     generator_lr: float = option(3e-3, "the generator's learning rate", 1e-9, 1e3)
     temperature: float = option(0.4, "T of the sigmoid in the decisions", 1e-3)
     warm_start: float = option(0.5, "fraction of the search that keeps everything: Taylor saliency, from which the "
-                               "rest starts, is the mean of its passes' gradients", 0, 1)
+                               "rest starts, is the mean of its passes' |gradients|", 0, 1)
     spread: float = option(2.0, "deviation of the logits that the warm start sets; 0: no warm start", 0, 1e3)
     anneal: float = option(0.6, "fraction of the search after its warm start in which the budget goes from 1 to the "
                            "target", 0, 1)

@@ -1,7 +1,6 @@
 """The loop on a random model: it learns, prunes, freezes, exports, resumes; and the commands refuse what they cannot do."""
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -193,8 +192,8 @@ def test_export_again_from_the_checkpoint(monkeypatch, options, tmp_path, capsys
         assert torch.equal(a, b)
     assert command(monkeypatch, run, "--out", tmp_path / "half", "--dtype", "bfloat16", main=export.main) == 0
     capsys.readouterr()
-    assert command(monkeypatch, tmp_path / "half", "--prompt", "On day", "--max-tokens", 8, main=llama.main) == 0
-    assert re.search("[1-8] tokens in", capsys.readouterr().out)
+    assert command(monkeypatch, tmp_path / "half", "--prompt", "On day 5 the bank shall", "--max-tokens", 8, main=llama.main) == 0
+    assert "8 tokens in" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(monkeypatch, options, tmp_path, capsys):
