@@ -44,8 +44,8 @@ ABLATIONS = {"alternate": ALTERNATE, "alternate, masked-both": ALTERNATE | {"awa
              "no lasso": {"lasso": "none"}, "lasso in the loss": {"lasso": "loss", "lasso_weight": 10.0},
              "budget loss": {"budget": "loss"}, "straight-through": {"straight_through": True},
              "no warm start": {"spread": 0.0}, "warm start alone": {"warm_start": 1.0}, "no annealing": {"anneal": 0.0},
-             # The two-stage generator with as long a search as ATP's, in steps of its own.
-             "two-stage, short": {"decisions": "two-stage"}}
+             # Taylor on as many rows as ATP's search reads; the two-stage generator with as many steps of search as ATP's.
+             "taylor, 40 rows": {"decisions": "taylor", "generator_batch_size": 10}, "two-stage, short": {"decisions": "two-stage"}}
 
 
 def new_run(options: dict) -> tuple[train.Run, llama.Tokenizer, data.Rows]:
@@ -150,14 +150,15 @@ def main_jobs(spaces, ratios, seeds, methods, budgets=BUDGETS) -> list[list[dict
 
 
 def ablation_jobs(spaces, seeds) -> list[list[dict]]:
-    defaults, variants = train.Config(), {"atp": {}} | ABLATIONS
+    """What differs from ATP of the main table, which is in this table, too."""
+    defaults, variants = train.Config(), ABLATIONS.copy()
     variants |= {f"T_end {x}": {"freeze_at": x} for x in (0.1, 0.25, 0.5, 0.75)}
     variants |= {f"temperature {x}": {"temperature": x} for x in (0.1, 1.0)}
     variants |= {f"rank {x}": {"rank": x} for x in (2, 32)}
     variants |= {f"alternate, generator every {x}": ALTERNATE | {"generator_every": x} for x in (1, 4)}
     return [[dict(method=name, options=options, space=space, prune=defaults.prune, seed=seed, budget="steps")
              for seed in seeds for space in spaces for name, options in variants.items()
-             if name == "atp" or any(getattr(defaults, key) != value for key, value in options.items())]]
+             if any(getattr(defaults, key) != value for key, value in options.items())]]
 
 
 def lora_steps(job: dict, costs: dict, setting: dict) -> int:
@@ -348,8 +349,9 @@ def main() -> None:
     found = {name: read_results(results / f"{name}.jsonl") for name in ("main", "ablations")}
     if args.check:
         sys.exit(check(found["main"]))
-    dense = [r for r in found["main"] if r["method"] == "none"]  # the ablations' scale, too
-    found["ablations"] += [r for r in dense if found["ablations"] and r["setting"] == found["ablations"][0]["setting"]]
+    setting = found["ablations"] and found["ablations"][0]["setting"]
+    found["ablations"] += [r for r in found["main"] if r["setting"] == setting and r["budget"] == "steps" and
+                           (r["method"], r["prune"]) in {("none", 0.0), ("atp", train.Config().prune), ("taylor", train.Config().prune)}]
     write_report(HERE / "RESULTS.md", {name: table(rows) for name, rows in found.items() if rows})
     print(f"{HERE / 'RESULTS.md'} is made; next: python benchmarks/compare.py --check")
 
