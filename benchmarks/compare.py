@@ -228,12 +228,14 @@ def read_results(path: Path) -> list[dict]:
 def summarize(results: list[dict]) -> dict[tuple, dict]:
     """(budget, space, prune, method) -> mean and spread over seeds of what the table shows."""
     dense = {r["seed"]: r["val_loss"] for r in results if r["method"] == "none"}
+    atp = {(r["space"], r["prune"], r["seed"]): r["val_loss"] for r in results if r["method"] == "atp"}
     rows = {}
     for r in results:
         rows.setdefault(tuple(r[name] for name in ("budget", "space", "prune", "method")), []).append(r)
     return {cell: {"seeds": sorted(r["seed"] for r in found),
                    "loss": [r["val_loss"] for r in found],
                    "gap": [r["val_loss"] - dense[r["seed"]] for r in found if r["seed"] in dense],
+                   "behind": [r["val_loss"] - atp[(*cell[1:3], r["seed"])] for r in found if (*cell[1:3], r["seed"]) in atp],
                    "accuracy": [r["accuracy"] for r in found if r["accuracy"] is not None],
                    "seconds": statistics.mean(r["seconds"] for r in found),
                    "steps": statistics.mean(r["lora_steps"] for r in found),
@@ -254,13 +256,14 @@ def table(results: list[dict]) -> str:
     if any(budget == "time" for budget, *_ in cells):
         cells |= {("time", *rest): value for (budget, *rest), value in cells.items() if rest[-1] == "atp"}
     order = {name: i for i, name in enumerate(METHODS)}
-    lines = ["| equal | space | pruned | decisions | seeds | perplexity | gap to dense LoRA, nats | retained | accuracy | LoRA steps "
-             "| seconds | peak memory |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| equal | space | pruned | decisions | seeds | perplexity | gap to dense LoRA, nats | behind ATP, nats | retained | accuracy "
+             "| LoRA steps | seconds | peak memory |", "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for (budget, space, prune, method), row in sorted(
             cells.items(), key=lambda item: (*item[0][:3], order.get(item[0][3], 99), item[0][3])):
         lines.append("| " + " | ".join([
             budget, space, f"{prune:.0%}", method, str(len(row["seeds"])), spread([math.exp(x) for x in row["loss"]], ".2f"),
-            spread(row["gap"], ".4f"), spread([math.exp(-x) for x in row["gap"]], ".3f"), spread(row["accuracy"], ".3f"),
+            spread(row["gap"], ".4f"), "-" if method == "atp" else spread(row["behind"], ".4f"),
+            spread([math.exp(-x) for x in row["gap"]], ".3f"), spread(row["accuracy"], ".3f"),
             f"{row['steps']:.0f}", f"{row['seconds']:.0f}", f"{row['memory'] / 2**30:.2f} GB"]) + " |")
     return "\n".join(lines)
 
@@ -349,9 +352,9 @@ def main() -> None:
     found = {name: read_results(results / f"{name}.jsonl") for name in ("main", "ablations")}
     if args.check:
         sys.exit(check(found["main"]))
-    setting = found["ablations"] and found["ablations"][0]["setting"]
+    setting, prune = found["ablations"] and found["ablations"][0]["setting"], train.Config().prune
     found["ablations"] += [r for r in found["main"] if r["setting"] == setting and r["budget"] == "steps" and
-                           (r["method"], r["prune"]) in {("none", 0.0), ("atp", train.Config().prune), ("taylor", train.Config().prune)}]
+                           (r["method"], r["prune"]) in {("none", 0.0), ("atp", prune), ("taylor", prune)}]
     write_report(HERE / "RESULTS.md", {name: table(rows) for name, rows in found.items() if rows})
     print(f"{HERE / 'RESULTS.md'} is made; next: python benchmarks/compare.py --check")
 

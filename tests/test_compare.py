@@ -102,7 +102,8 @@ def test_table_and_verdict_by_hand():
     rows += [result("atp", 3.1, seed) for seed in (0, 1)]
     rows += [result(method, 3.3, seed, budget) for method in compare.BASELINES for seed in (0, 1) for budget in ("steps", "time")]
     text = compare.table(rows)
-    assert f"| steps | dims | 40% | atp | 2 | {math.exp(3.1):.2f} ± 0.00 | 0.0000 ± 0.1414 | 1.005 ± 0.142 |" in text
+    assert f"| steps | dims | 40% | atp | 2 | {math.exp(3.1):.2f} ± 0.00 | 0.0000 ± 0.1414 | - | 1.005 ± 0.142 |" in text
+    assert f"| time | dims | 40% | taylor | 2 | {math.exp(3.3):.2f} ± 0.00 | 0.2000 ± 0.1414 | 0.2000 ± 0.0000 |" in text
     assert text.count("| time | dims | 40% | atp |") == 1
     assert compare.margins(rows) == {(budget, "dims", 0.4): (pytest.approx(0.2), "taylor") for budget in ("steps", "time")}
     assert compare.check(rows) == 0
