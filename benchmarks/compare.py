@@ -31,10 +31,7 @@ import export  # noqa: E402
 import llama  # noqa: E402
 import train  # noqa: E402
 
-# The two-stage generator is trained as long as the paper's: for half as many steps as LoRA, after 4 batches of warm start.
-METHODS = {"atp": {}, "taylor": {"decisions": "taylor"},
-           "two-stage": {"decisions": "two-stage", "freeze_at": 0.5, "warm_start": 0.016},
-           **{name: {"decisions": name} for name in ("activation", "magnitude", "random")},
+METHODS = {"atp": {}, **{name: {"decisions": name} for name in ("taylor", "two-stage", "activation", "magnitude", "random")},
            "paper": train.PAPER, "none": {"decisions": "none"}}
 BUDGETS = ["steps", "time"]
 BASELINES = [name for name in METHODS if name not in ("atp", "none")]
@@ -44,8 +41,9 @@ ABLATIONS = {"alternate": ALTERNATE, "alternate, masked-both": ALTERNATE | {"awa
              "no lasso": {"lasso": "none"}, "lasso in the loss": {"lasso": "loss", "lasso_weight": 10.0},
              "budget loss": {"budget": "loss"}, "straight-through": {"straight_through": True},
              "no warm start": {"spread": 0.0}, "warm start alone": {"warm_start": 1.0}, "no annealing": {"anneal": 0.0},
-             # Taylor on as many rows as ATP's search reads; the two-stage generator with as many steps of search as ATP's.
-             "taylor, 40 rows": {"decisions": "taylor", "generator_batch_size": 10}, "two-stage, short": {"decisions": "two-stage"}}
+             # As many rows as ATP's search reads in 500 steps of 2; a search before tuning as long as the paper's while tuning.
+             "taylor, 40 rows": {"decisions": "taylor", "generator_batch_size": 10},
+             "two-stage, long": {"decisions": "two-stage", "freeze_at": 0.5, "warm_start": 0.016}}
 
 
 def new_run(options: dict) -> tuple[train.Run, llama.Tokenizer, data.Rows]:
@@ -81,22 +79,23 @@ def one_run(options: dict, threads: int, tuning: bool) -> dict:
 
 
 def measure_costs(cell: list[dict], setting: dict, threads: int) -> dict[str, tuple[float, float]]:
-    """By method, the seconds of its whole run in `cell`, and of one of its steps after the freeze; means over seeds.
+    """By method, the seconds of its whole run in `cell`, a result of each, and of one of its steps after the freeze.
 
-    In one process, all runs taking their steps in turn; each with layers cut to the sizes that it has decided on in
-    `cell`'s results."""
+    In one process, all runs taking their steps in turn, each with layers cut to the sizes that `cell` says it decided
+    on. All that are cut have equally many parameters, and repeated measurements rank them anew each time, by up to a
+    tenth, which is more steps than most methods differ by: the median of theirs counts for each."""
     torch.set_num_threads(threads)
     runs, begun = {}, {}
     for result in cell:
-        name = result["method"], result["seed"]
-        runs[name], *_ = new_run(options_of(result, setting, setting["steps"]))
+        method = result["method"]
+        runs[method], *_ = new_run(options_of(result, setting, setting["steps"]))
         begin = time.monotonic()
-        runs[name].decide_first()
-        begun[name] = time.monotonic() - begin
-        runs[name].step = runs[name].warm_steps  # the dearer part of the search
-    search = seconds_in_turn({name: run for name, run in runs.items() if not run.frozen})
+        runs[method].decide_first()
+        begun[method] = time.monotonic() - begin
+        runs[method].step = runs[method].warm_steps  # the dearer part of the search
+    search = seconds_in_turn({method: run for method, run in runs.items() if not run.frozen})
     for result in cell:
-        run = runs[result["method"], result["seed"]]
+        run = runs[result["method"]]
         if not run.frozen:
             sizes = torch.zeros_like(run.d)
             for layer, kind, start, _ in run.groups.segments:
@@ -104,27 +103,27 @@ def measure_costs(cell: list[dict], setting: dict, threads: int) -> dict[str, tu
             run.target_decisions, run.step = lambda sizes=sizes: sizes, run.freeze_step
             run.freeze()
     after = seconds_in_turn(runs)
-    whole = {name: begun[name] + run.freeze_step * search.get(name, 0.0) + (run.steps - run.freeze_step) * after[name]
-             for name, run in runs.items()}
-    return {method: tuple(statistics.mean(of[name] for name in runs if name[0] == method) for of in (whole, after))
-            for method in {result["method"] for result in cell}}
+    cut = [method for method, run in runs.items() if run.config.slice_at_freeze]
+    after |= dict.fromkeys(cut, statistics.median(after[method] for method in cut))
+    return {method: (begun[method] + run.freeze_step * search.get(method, 0.0) + (run.steps - run.freeze_step) * after[method],
+                     after[method]) for method, run in runs.items()}
 
 
-def seconds_in_turn(runs: dict[tuple, train.Run], rounds=8) -> dict[tuple, float]:
+def seconds_in_turn(runs: dict[str, train.Run], rounds=8) -> dict[str, float]:
     """The seconds of a step where nothing disturbs it: of pairs, as only every second may update the generator.
 
     Where its tensors happen to lie changes a run's steps by up to a tenth, so that every pair has another place."""
-    seconds = {name: [] for name in runs}
+    seconds = {method: [] for method in runs}
     for _ in range(rounds):
-        for name, run in runs.items():
+        for method, run in runs.items():
             run = copy.deepcopy(run)
             run.freeze_step += 0 if run.frozen else 3  # not within the timing
             run.advance()  # a copy's first step is slow
             begin = time.monotonic()
             run.advance()
             run.advance()
-            seconds[name].append((time.monotonic() - begin) / 2)
-    return {name: min(found) for name, found in seconds.items()}
+            seconds[method].append((time.monotonic() - begin) / 2)
+    return {method: min(found) for method, found in seconds.items()}
 
 
 # ------------------------------------------------------------------------------------------------ what to run
@@ -146,11 +145,11 @@ def main_jobs(spaces, ratios, seeds, methods, budgets=BUDGETS) -> list[list[dict
             waves.append([dict(method=name, options=METHODS[name], space=space, prune=prune, seed=seed, budget=budget)
                           for seed in seeds for name in names for space in spaces])
     dense = dict(method="none", options=METHODS["none"], space="-", prune=0.0, budget="steps")
-    return [[dense | {"seed": seed} for seed in seeds] + waves[0], *waves[1:]]
+    return [[dense | {"seed": seed} for seed in seeds if "none" in methods] + waves[0], *waves[1:]]
 
 
 def ablation_jobs(spaces, seeds) -> list[list[dict]]:
-    """What differs from ATP of the main table, which is in this table, too."""
+    """ATP of the main table with one thing changed; a variant that the defaults have become is left out."""
     defaults, variants = train.Config(), ABLATIONS.copy()
     variants |= {f"T_end {x}": {"freeze_at": x} for x in (0.1, 0.25, 0.5, 0.75)}
     variants |= {f"temperature {x}": {"temperature": x} for x in (0.1, 1.0)}
@@ -182,9 +181,10 @@ def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tunin
         todo = [job for job in wave if key(job) not in results]
         with ProcessPoolExecutor(jobs, context, quiet_interrupts, max_tasks_per_child=1) as pool:
             try:
-                cells = {(job["space"], job["prune"]) for job in todo if job["budget"] == "time"} - costs.keys()
-                measured = {cell: pool.submit(measure_costs, [r for r in results.values() if (r["budget"], r["space"], r["prune"])
-                                                              == ("steps", *cell)], setting, threads) for cell in cells}
+                measured = {}
+                for cell in {(job["space"], job["prune"]) for job in todo if job["budget"] == "time"} - costs.keys():
+                    by_steps = [r for r in results.values() if (*cell, todo[0]["seed"], "steps") == key(r)[1:]]
+                    measured[cell] = pool.submit(measure_costs, by_steps, setting, threads)
                 for cell, future in measured.items():
                     costs[cell] = future.result()
                     print("measured", *cell, {method: f"{whole:.0f} s" for method, (whole, _) in costs[cell].items()}, flush=True)
@@ -317,12 +317,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--generator-batch-size", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores (default: 2)")
-    parser.add_argument("--quick", action="store_true", help="ATP, Taylor and random in one cell, the first two seeds, fewer steps")
+    parser.add_argument("--quick", action="store_true", help="ATP, Taylor and random only; unless given: one cell, two seeds, 400 steps")
     parser.add_argument("--ablations", action="store_true", help="ATP without each of its parts, at 40 %%, both spaces")
     parser.add_argument("--tune", action="store_true", help="measure on held-out rows of the train split; to tune.jsonl")
     parser.add_argument("--check", action="store_true", help="exit 0 only if ATP is best in every complete cell of main.jsonl")
     parser.add_argument("--table", action="store_true", help="only make RESULTS.md from the results there are")
     args = parser.parse_args()
+    if args.quick:
+        parser.set_defaults(spaces=["dims"], ratios=[0.4], seeds=[0, 1], steps=400, equal_steps=True)
+        args = parser.parse_args()
     results = HERE / "results"
     if not (args.check or args.table):
         if args.quick and args.ablations:
@@ -330,8 +333,8 @@ def main() -> None:
         if not args.model or not args.data:
             raise llama.InputError("give --model and --data (or --check, or --table)")
         name = "tune" if args.tune else "quick" if args.quick else "ablations" if args.ablations else "main"
-        setting = {"model": args.model, "data": args.data, "steps": 200 if args.quick else args.steps,
-                   "batch_size": args.batch_size, "generator_batch_size": args.generator_batch_size, "dtype": "float32", "device": "cpu"}
+        setting = {"model": args.model, "data": args.data, "steps": args.steps, "batch_size": args.batch_size,
+                   "generator_batch_size": args.generator_batch_size, "dtype": "float32", "device": "cpu"}
         now = vars(train.Config()) | shared(setting)
         for r in read_results(results / f"{name}.jsonl"):
             then = r["defaults"] | r["setting"]
@@ -340,12 +343,11 @@ def main() -> None:
                      and key not in r["options"] and key not in unread}
             if other:
                 raise llama.InputError(f"results/{name}.jsonl: {r['method']} made with other settings, {other}; move it away first")
-        if args.quick:
-            waves = main_jobs(["dims"], [0.4], args.seeds[:2], ["atp", "taylor", "random"], ["steps"])
-        elif args.ablations:
+        if args.ablations:
             waves = ablation_jobs(args.spaces, args.seeds)
         else:
-            waves = main_jobs(args.spaces, args.ratios, args.seeds, METHODS, BUDGETS[:1] if args.equal_steps else BUDGETS)
+            methods = ["atp", "taylor", "random"] if args.quick else METHODS
+            waves = main_jobs(args.spaces, args.ratios, args.seeds, methods, BUDGETS[:1] if args.equal_steps else BUDGETS)
         run_all(waves, setting, results / f"{name}.jsonl", args.jobs, args.tune)
         if args.quick or args.tune:
             return print(table(read_results(results / f"{name}.jsonl")))
@@ -354,7 +356,7 @@ def main() -> None:
         sys.exit(check(found["main"]))
     setting, prune = found["ablations"] and found["ablations"][0]["setting"], train.Config().prune
     found["ablations"] += [r for r in found["main"] if r["setting"] == setting and r["budget"] == "steps" and
-                           (r["method"], r["prune"]) in {("none", 0.0), ("atp", prune), ("taylor", prune)}]
+                           (r["method"], r["prune"]) in {("none", 0.0), *((name, prune) for name in ("atp", "taylor", "two-stage"))}]
     write_report(HERE / "RESULTS.md", {name: table(rows) for name, rows in found.items() if rows})
     print(f"{HERE / 'RESULTS.md'} is made; next: python benchmarks/compare.py --check")
 
