@@ -14,10 +14,12 @@ import copy
 import json
 import math
 import multiprocessing
+import os
 import re
 import signal
 import statistics
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -179,7 +181,7 @@ def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tunin
     context = multiprocessing.get_context("spawn")
     for wave in waves:
         todo = [job for job in wave if key(job) not in results]
-        with ProcessPoolExecutor(jobs, context, quiet_interrupts, max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(jobs, context, end_with_parent, max_tasks_per_child=1) as pool:
             try:
                 measured = {}
                 for cell in {(job["space"], job["prune"]) for job in todo if job["budget"] == "time"} - costs.keys():
@@ -208,8 +210,15 @@ def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tunin
                 raise
 
 
-def quiet_interrupts() -> None:
+def end_with_parent() -> None:
+    """In a worker: Ctrl-C ends it without a traceback, and so does the end of compare.py, however it came about."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 KEY = ("method", "space", "prune", "seed", "budget")
