@@ -55,7 +55,7 @@ def kept_for_backward(shape: dict, tokens: int = 64) -> float:
 
 
 def flops(config: llama.LlamaConfig, weights: int, lora: int, length: int, backward=True) -> float:
-    """A token's: 2 a weight, twice with the activations' gradient; LoRA's also for its own; all of attention's scores."""
+    """A token's: 2 a weight, twice with the activations' gradient; LoRA's also for its own; all attention scores."""
     passes = 2 if backward else 1
     size = config.layers[0]
     attention = 2 * length * size.n_heads * (size.qk_dim + size.v_dim) * config.n_layers
@@ -86,19 +86,21 @@ def numbers(name: str) -> dict:
     loss = 1024 * model.config.vocab_size * 4 * 2
     blocks = params - model.output_weight.numel() - (0 if name in TIED else model.tok_embeddings.weight.numel())
     held = learned + search_only + loss
+    sharded = 2 * (params - blocks) + 2 * blocks / 8 + 2 * blocks / model.config.n_layers  # an eighth, and a layer
     return {"parameters, billions": f"{params / 1e9:.2f}", "prunable": f"{groups.total / params:.0%}",
             "LoRA, millions (rank 8)": f"{lora / 1e6:.1f}", "generator, millions": f"{search_only / 16e6:.1f}",
             "dense LoRA, TFLOP a step": f"{dense * tokens / 1e12:.1f}",
             "ATP, after the cut": f"{cut / dense:.2f} of it",
             "ATP, the whole run": f"{atp / dense:.2f} of it",
-            "base, bfloat16, GB": f"{2 * params / GB:.1f}", "after the cut": f"{2 * (params - (1 - keep) * groups.total) / GB:.1f}",
-            "LoRA with AdamW, float32": f"{learned / GB:.2f}", "generator with AdamW, until the freeze": f"{search_only / GB:.2f}",
+            "base, bfloat16, GB": f"{2 * params / GB:.1f}",
+            "after the cut": f"{2 * (params - (1 - keep) * groups.total) / GB:.1f}",
+            "LoRA with AdamW, float32": f"{learned / GB:.2f}",
+            "generator with AdamW, until the freeze": f"{search_only / GB:.2f}",
             "activations": f"{whole / GB:.1f}", "activations with --checkpointing": f"{recomputed / GB:.1f}",
             "1 GPU": f"{(2 * params + held + whole) / GB:.0f}",
             "1 GPU, --checkpointing": f"{(2 * params + held + recomputed) / GB:.0f}",
             "each of 8 GPUs": f"{(2 * params + held + whole / 8) / GB:.0f}",
-            "each of 8 GPUs, --shard --checkpointing":
-                f"{(2 * (params - blocks) + 2 * blocks / 8 + 2 * blocks / model.config.n_layers + held + recomputed / 8) / GB:.0f}"}
+            "each of 8 GPUs, --shard --checkpointing": f"{(sharded + held + recomputed / 8) / GB:.0f}"}
 
 
 def check_flops(name: str) -> float:
@@ -117,18 +119,19 @@ def main() -> None:
     found = {name: numbers(name) for name in names}
     config = train.Config()
     lines = ["# What a run must cost", "",
-             "Made by `python benchmarks/arithmetic.py`; counted and derived, not measured on GPUs of that size. A step is "
-             f"{ROWS} rows of {LENGTH} tokens; {config.prune:.0%} of `dims` pruned, decisions frozen after "
+             "Made by `python benchmarks/arithmetic.py`; counted and derived, not measured on GPUs of that size. "
+             f"A step is {ROWS} rows of {LENGTH} tokens; {config.prune:.0%} of `dims` pruned, decisions frozen after "
              f"{config.freeze_at:.0%} of the steps.", "",
              "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     lines += [f"| {row} | " + " | ".join(found[name][row] for name in names) + " |" for row in found["1B"]]
-    lines += ["", "FLOPs of a token: 2 a weight forward and 2 backward (a frozen weight has no gradient of its own), 6 a LoRA "
-              "parameter, and attention's. A step of the search costs as much; the generator's own arithmetic and that of masks, "
-              "decisions and lasso is under a thousandth. With `--alternate` it costs half as much again. The cut saves in proportion "
-              "to the prunable share.", "",
-              "Memory, in GB: weights; 16 bytes a learned parameter (float32 weight, gradient, two moments); the activations that "
-              "the search's backward needs, those before and after the masks among them; the loss's chunk of 1,024 positions of logits. `--checkpointing` keeps a layer's input and "
-              "recomputes the rest. `--shard` keeps an eighth of every layer, and one whole layer while it computes. What "
+    lines += ["", "FLOPs of a token: 2 a weight forward and 2 backward (a frozen weight has no gradient of its own), "
+              "6 a LoRA parameter, and attention's. A step of the search costs as much; the generator's own arithmetic "
+              "and that of masks, decisions and lasso is under a thousandth. With `--alternate` it costs half as much "
+              "again. The cut saves in proportion to the prunable share.", "",
+              "Memory, in GB: weights; 16 bytes a learned parameter (float32 weight, gradient, two moments); the "
+              "activations that the search's backward needs, those before and after the masks among them; the loss's "
+              "chunk of 1,024 positions of logits. `--checkpointing` keeps a layer's input and recomputes the rest. "
+              "`--shard` keeps an eighth of every layer, and one whole layer while it computes. What "
               "allocators lose to fragmentation comes on top.", "",
               f"Against torch's own count (FlopCounterMode, one layer, forward and backward): "
               + ", ".join(f"{name} {check_flops(name):.3f}" for name in ("1B", "7B")) + " of the formula's FLOPs."]

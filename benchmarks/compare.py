@@ -33,7 +33,8 @@ import export  # noqa: E402
 import llama  # noqa: E402
 import train  # noqa: E402
 
-METHODS = {"atp": {}, **{name: {"decisions": name} for name in ("taylor", "two-stage", "activation", "magnitude", "random")},
+DECIDED_FIRST = ["taylor", "two-stage", "activation", "magnitude", "random"]
+METHODS = {"atp": {}, **{name: {"decisions": name} for name in DECIDED_FIRST},
            "paper": train.PAPER, "none": {"decisions": "none"}}
 BUDGETS = ["steps", "time"]
 BASELINES = [name for name in METHODS if name not in ("atp", "none")]
@@ -43,7 +44,7 @@ ABLATIONS = {"alternate": ALTERNATE, "alternate, masked-both": ALTERNATE | {"awa
              "no lasso": {"lasso": "none"}, "lasso in the loss": {"lasso": "loss", "lasso_weight": 10.0},
              "budget loss": {"budget": "loss"}, "straight-through": {"straight_through": True},
              "no warm start": {"spread": 0.0}, "warm start alone": {"warm_start": 1.0}, "no annealing": {"anneal": 0.0},
-             # As many rows as ATP's search reads in 500 steps of 2; a search before tuning as long as the paper's while tuning.
+             # As many rows as ATP's search reads in 500 steps of 2; a search first as long as the paper's while tuning.
              "taylor, 40 rows": {"decisions": "taylor", "generator_batch_size": 10},
              "two-stage, long": {"decisions": "two-stage", "freeze_at": 0.5, "warm_start": 0.016}}
 
@@ -54,7 +55,8 @@ def new_run(options: dict) -> tuple[train.Run, llama.Tokenizer, data.Rows]:
     tokenizer = llama.Tokenizer(Path(config.model) / "tokenizer.model")
     rows = data.load(config.data, tokenizer, config.seq_len)
     held_out = max(1, len(rows.train.tokens) // 20)
-    rows.train, tail = (data.Rows(*(part[s] for part in rows.train)) for s in (slice(-held_out), slice(-held_out, None)))
+    rows.train, tail = (data.Rows(*(part[where] for part in rows.train))
+                        for where in (slice(-held_out), slice(-held_out, None)))
     model = llama.load(config.model, getattr(torch, config.dtype))
     torch.manual_seed(config.seed)
     groups = train.Groups(model.config, config.space)
@@ -72,10 +74,14 @@ def one_run(options: dict, threads: int, tuning: bool) -> dict:
         terms = run.advance()
         flips += [terms["flips"]] if "flips" in terms else []
     seconds = time.monotonic() - begin
-    loss, _ = train.validation_loss(run.model, tail if tuning else rows.validation, config.batch_size, run.pruned_masks())
-    accuracy = None if tuning else train.answer_accuracy(run.model, tokenizer, rows.questions, config.seq_len, run.pruned_masks())
+    masks, measured = run.pruned_masks(), tail if tuning else rows.validation
+    loss, _ = train.validation_loss(run.model, measured, config.batch_size, masks)
+    accuracy = None
+    if not tuning:
+        accuracy = train.answer_accuracy(run.model, tokenizer, rows.questions, config.seq_len, masks)
     per_layer = [{kind: len(kept) for kind, kept in layer.items()} for layer in run.groups.kept_groups(run.d)]
-    return {"val_loss": loss, "accuracy": accuracy, "seconds": seconds, "peak_memory_bytes": train.peak_memory(run.device),
+    return {"val_loss": loss, "accuracy": accuracy, "seconds": seconds,
+            "peak_memory_bytes": train.peak_memory(run.device),
             "lora_steps": config.steps, "obtained_prune": 1 - run.groups.kept(run.d) / run.groups.total,
             "flips": statistics.mean(flips) if flips else None, "kept_groups": per_layer}
 
@@ -107,8 +113,9 @@ def measure_costs(cell: list[dict], setting: dict, threads: int) -> dict[str, tu
     after = seconds_in_turn(runs)
     cut = [method for method, run in runs.items() if run.config.slice_at_freeze]
     after |= dict.fromkeys(cut, statistics.median(after[method] for method in cut))
-    return {method: (begun[method] + run.freeze_step * search.get(method, 0.0) + (run.steps - run.freeze_step) * after[method],
-                     after[method]) for method, run in runs.items()}
+    whole = {method: begun[method] + run.freeze_step * search.get(method, 0.0)
+             + (run.steps - run.freeze_step) * after[method] for method, run in runs.items()}
+    return {method: (whole[method], after[method]) for method in runs}
 
 
 def seconds_in_turn(runs: dict[str, train.Run], rounds=8) -> dict[str, float]:
@@ -131,7 +138,7 @@ def seconds_in_turn(runs: dict[str, train.Run], rounds=8) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ what to run
 
 def options_of(job: dict, setting: dict, steps: int) -> dict:
-    """`train.Config`'s options for a job. In a longer run the search keeps its number of steps, in a shorter its share."""
+    """`train.Config`'s options for a job. A longer run's search keeps its number of steps, a shorter's its share."""
     search = job["options"].get("freeze_at", train.Config().freeze_at) * setting["steps"]
     space = {} if job["method"] == "none" else {"space": job["space"], "prune": job["prune"]}
     freeze = {"freeze_at": search / steps} if steps > setting["steps"] else {}
@@ -189,9 +196,12 @@ def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tunin
                     measured[cell] = pool.submit(measure_costs, by_steps, setting, threads)
                 for cell, future in measured.items():
                     costs[cell] = future.result()
-                    print("measured", *cell, {method: f"{whole:.0f} s" for method, (whole, _) in costs[cell].items()}, flush=True)
-                futures = {pool.submit(one_run, options_of(job, setting, lora_steps(job, costs, setting)), threads, tuning): job
-                           for job in todo}
+                    shown = {method: f"{whole:.0f} s" for method, (whole, _) in costs[cell].items()}
+                    print("measured", *cell, shown, flush=True)
+                futures = {}
+                for job in todo:
+                    options = options_of(job, setting, lora_steps(job, costs, setting))
+                    futures[pool.submit(one_run, options, threads, tuning)] = job
                 for future in as_completed(futures):
                     job = futures[future]
                     result = {name: job[name] for name in KEY} | future.result() | {
@@ -202,9 +212,10 @@ def run_all(waves: list[list[dict]], setting: dict, path: Path, jobs: int, tunin
                         file.write(json.dumps(result) + "\n")
                     results[key(result)], done = result, done + 1
                     wait = (time.monotonic() - begin) / done * (left - done)
-                    print(f"{done}/{left}  {job['space']:5s} {job['prune']:.2f} {job['method']:18s} {job['budget']} seed {job['seed']}: "
-                          f"loss {result['val_loss']:.4f}, {result['lora_steps']} steps in {result['seconds']:.0f} s; "
-                          f"{wait / 60:.0f} min left", flush=True)
+                    print(f"{done}/{left}  {job['space']:5s} {job['prune']:.2f} {job['method']:18s} "
+                          f"{job['budget']} seed {job['seed']}: loss {result['val_loss']:.4f}, "
+                          f"{result['lora_steps']} steps in {result['seconds']:.0f} s; {wait / 60:.0f} min left",
+                          flush=True)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -244,7 +255,8 @@ def summarize(results: list[dict]) -> dict[tuple, dict]:
     return {cell: {"seeds": sorted(r["seed"] for r in found),
                    "loss": [r["val_loss"] for r in found],
                    "gap": [r["val_loss"] - dense[r["seed"]] for r in found if r["seed"] in dense],
-                   "behind": [r["val_loss"] - atp[(*cell[1:3], r["seed"])] for r in found if (*cell[1:3], r["seed"]) in atp],
+                   "behind": [r["val_loss"] - atp[(*cell[1:3], r["seed"])] for r in found
+                              if (*cell[1:3], r["seed"]) in atp],
                    "accuracy": [r["accuracy"] for r in found if r["accuracy"] is not None],
                    "seconds": statistics.mean(r["seconds"] for r in found),
                    "steps": statistics.mean(r["lora_steps"] for r in found),
@@ -265,13 +277,14 @@ def table(results: list[dict]) -> str:
     if any(budget == "time" for budget, *_ in cells):
         cells |= {("time", *rest): value for (budget, *rest), value in cells.items() if rest[-1] == "atp"}
     order = {name: i for i, name in enumerate(METHODS)}
-    lines = ["| equal | space | pruned | decisions | seeds | perplexity | gap to dense LoRA, nats | behind ATP, nats | retained | accuracy "
-             "| LoRA steps | seconds | peak memory |", "|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| equal | space | pruned | decisions | seeds | perplexity | gap to dense LoRA, nats | behind ATP, nats "
+             "| retained | accuracy | LoRA steps | seconds | peak memory |", "|" + "---|" * 13]
     for (budget, space, prune, method), row in sorted(
             cells.items(), key=lambda item: (*item[0][:3], order.get(item[0][3], 99), item[0][3])):
         lines.append("| " + " | ".join([
-            budget, space, f"{prune:.0%}", method, str(len(row["seeds"])), spread([math.exp(x) for x in row["loss"]], ".2f"),
-            spread(row["gap"], ".4f"), "-" if method == "atp" else spread(row["behind"], ".4f"),
+            budget, space, f"{prune:.0%}", method, str(len(row["seeds"])),
+            spread([math.exp(x) for x in row["loss"]], ".2f"), spread(row["gap"], ".4f"),
+            "-" if method == "atp" else spread(row["behind"], ".4f"),
             spread([math.exp(-x) for x in row["gap"]], ".3f"), spread(row["accuracy"], ".3f"),
             f"{row['steps']:.0f}", f"{row['seconds']:.0f}", f"{row['memory'] / 2**30:.2f} GB"]) + " |")
     return "\n".join(lines)
@@ -281,7 +294,8 @@ def margins(results: list[dict]) -> dict[tuple, tuple[float, str]]:
     """Of each complete cell: by how many nats ATP's mean loss is below the best other method's, and whose that is."""
     by_cell = {}
     for r in results:
-        by_cell.setdefault((r["budget"], r["space"], r["prune"]), {}).setdefault(r["method"], {})[r["seed"]] = r["val_loss"]
+        methods = by_cell.setdefault((r["budget"], r["space"], r["prune"]), {})
+        methods.setdefault(r["method"], {})[r["seed"]] = r["val_loss"]
     found = {}
     for (budget, space, prune), methods in by_cell.items():
         atp = by_cell.get(("steps", space, prune), {}).get("atp", {})
@@ -297,7 +311,8 @@ def check(results: list[dict]) -> int:
     """Prints ATP's margin in every complete cell; the exit status: 0 if there are any and all are positive."""
     found = margins(results)
     for (budget, space, prune), (margin, best) in sorted(found.items()):
-        print(f"equal {budget:5s}  {space:5s}  {prune:.0%} pruned: ATP is {margin:+.4f} nats better than the best other, {best}")
+        print(f"equal {budget:5s}  {space:5s}  {prune:.0%} pruned: "
+              f"ATP is {margin:+.4f} nats better than the best other, {best}")
     if not found:
         print("no cell is complete yet")
         return 1
@@ -326,10 +341,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--generator-batch-size", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, sharing the cores (default: 2)")
-    parser.add_argument("--quick", action="store_true", help="ATP, Taylor and random only; unless given: one cell, two seeds, 400 steps")
+    parser.add_argument("--quick", action="store_true", 
+                        help="ATP, Taylor and random only; unless given: one cell, two seeds, 400 steps")
     parser.add_argument("--ablations", action="store_true", help="ATP without each of its parts, at 40 %%, both spaces")
-    parser.add_argument("--tune", action="store_true", help="measure on held-out rows of the train split; to tune.jsonl")
-    parser.add_argument("--check", action="store_true", help="exit 0 only if ATP is best in every complete cell of main.jsonl")
+    parser.add_argument("--tune", action="store_true", 
+                        help="measure on held-out rows of the train split; to tune.jsonl")
+    parser.add_argument("--check", action="store_true", 
+                        help="exit 0 only if ATP is best in every complete cell of main.jsonl")
     parser.add_argument("--table", action="store_true", help="only make RESULTS.md from the results there are")
     args = parser.parse_args()
     if args.quick:
@@ -351,12 +369,14 @@ def main() -> None:
             other = {key: then.get(key) for key in then | now if then.get(key) != now.get(key)
                      and key not in r["options"] and key not in unread}
             if other:
-                raise llama.InputError(f"results/{name}.jsonl: {r['method']} made with other settings, {other}; move it away first")
+                raise llama.InputError(f"results/{name}.jsonl: {r['method']} made with other settings, {other}; "
+                                       "move it away first")
         if args.ablations:
             waves = ablation_jobs(args.spaces, args.seeds)
         else:
             methods = ["atp", "taylor", "random"] if args.quick else METHODS
-            waves = main_jobs(args.spaces, args.ratios, args.seeds, methods, BUDGETS[:1] if args.equal_steps else BUDGETS)
+            budgets = BUDGETS[:1] if args.equal_steps else BUDGETS
+            waves = main_jobs(args.spaces, args.ratios, args.seeds, methods, budgets)
         run_all(waves, setting, results / f"{name}.jsonl", args.jobs, args.tune)
         if args.quick or args.tune:
             return print(table(read_results(results / f"{name}.jsonl")))
@@ -364,8 +384,9 @@ def main() -> None:
     if args.check:
         sys.exit(check(found["main"]))
     setting, prune = found["ablations"] and found["ablations"][0]["setting"], train.Config().prune
-    found["ablations"] += [r for r in found["main"] if r["setting"] == setting and r["budget"] == "steps" and
-                           (r["method"], r["prune"]) in {("none", 0.0), *((name, prune) for name in ("atp", "taylor", "two-stage"))}]
+    rivals = {("none", 0.0), ("atp", prune), ("taylor", prune), ("two-stage", prune)}
+    found["ablations"] += [r for r in found["main"] if r["setting"] == setting and r["budget"] == "steps"
+                           and (r["method"], r["prune"]) in rivals]
     write_report(HERE / "RESULTS.md", {name: table(rows) for name, rows in found.items() if rows})
     print(f"{HERE / 'RESULTS.md'} is made; next: python benchmarks/compare.py --check")
 

@@ -82,7 +82,8 @@ def answers(model, tokenizer, examples, seq_len, max_tokens, tell) -> dict:
     return {name: totals[name] / len(examples) for name in ("rouge1", "rouge2", "rougeL", "exact")}
 
 
-def evaluate(model, tokenizer, path: Path, seq_len=512, max_tokens=64, limit=0, tell=lambda task, n, total: None) -> dict:
+def evaluate(model, tokenizer, path: Path, seq_len=512, max_tokens=64, limit=0,
+             tell=lambda task, n, total: None) -> dict:
     """{format: {metric: value}} for one file. `limit`: at most so many records a format; 0: all."""
     by_format, results = {}, {}
     for name, example in data.read(path):

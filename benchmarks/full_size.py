@@ -104,8 +104,8 @@ def run_parts(args, device: torch.device, folder: Path) -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(write_checkpoint, args.shape, folder).result()
     size = train.file_bytes(folder / "base")
-    print(f"{args.shape}: {size / 2**30:.2f} GB of weights in bfloat16; {args.batch_size} x {args.seq_len} tokens, {device}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)
+    print(f"{args.shape}: {size / 2**30:.2f} GB of weights in bfloat16; {args.batch_size} x {args.seq_len} tokens, "
+          f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)
     part = Parts(device)
     model, _ = part("load", lambda: llama.load(folder / "base", torch.bfloat16, device))
     config = train.Config(steps=2 * args.steps, freeze_at=0.5, prune=args.prune, space=args.space,
@@ -135,8 +135,9 @@ def run_parts(args, device: torch.device, folder: Path) -> None:
     del model, run, groups
     pruned, _ = part("load the pruned model", lambda: llama.load(folder / "pruned", torch.bfloat16, device))
     part("generate 16 tokens", lambda: list(llama.generate(pruned, tokens[0, :8].tolist(), 16)))
-    print(f"\n{base:,} parameters, {left:,} after pruning ({kept:.2%} of the prunable removed); exported and pruned logits "
-          f"differ by {difference:.1e} at most; file {train.file_bytes(folder / 'pruned') / 2**30:.2f} GB")
+    file_size = train.file_bytes(folder / "pruned") / 2**30
+    print(f"\n{base:,} parameters, {left:,} after pruning ({kept:.2%} of the prunable removed); "
+          f"exported and pruned logits differ by {difference:.1e} at most; file {file_size:.2f} GB")
     looked_up = 0 if args.shape in TIED else pruned.tok_embeddings.weight.numel()  # costs no FLOPs
     for name, n, time_taken in (("search step", base - looked_up, seconds),
                                 ("LoRA step after the cut", left - looked_up, sliced)):

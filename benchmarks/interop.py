@@ -4,9 +4,9 @@
     python benchmarks/interop.py out/legal out/legal-uniform --out benchmarks/INTEROP.md
 
 For a run's base and its pruned model: stock Hugging Face transformers (largest logit difference, 64 greedy tokens) and
-llama.cpp by way of GGUF in several types (largest difference of next-token log-probabilities along 64 greedy tokens, how many
-of them are ours, tokens/s). An engine whose package is missing is left out, and said so. Where our two best candidates
-are closer than the tolerance, either is counted as ours.
+llama.cpp by way of GGUF in several types (largest difference of next-token log-probabilities along 64 greedy tokens,
+how many of them are ours, tokens/s). An engine whose package is missing is left out, and said so. Where our two best
+candidates are closer than the tolerance, either is counted as ours.
 """
 import json
 import statistics
@@ -59,8 +59,9 @@ class LlamaCpp:
         self.server = xllamacpp.Server(params)
 
     def complete(self, prompt: list[int], new: int, logprobs: int = 0) -> dict:
-        return self.server.handle_completions({"prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True,
-                                               "cache_prompt": False, **({"logprobs": logprobs} if logprobs else {})})
+        return self.server.handle_completions(
+            {"prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
+             **({"logprobs": logprobs} if logprobs else {})})
 
 
 def in_llama_cpp(model, engine: LlamaCpp, prompts, kind: str, eos: int) -> dict:
@@ -97,7 +98,8 @@ def report(run: Path, say) -> bool:
     rows = data.load(options["data"], tokenizer, 256).validation.tokens
     prompts = [[tokenizer.bos] + rows[i, 1:PROMPT].tolist() for i in range(PROMPTS)]
     params = {name: llama.count_parameters(model) for name, model in models.items()}
-    shape = f"{options['space']}{', uniform' if options['uniform'] else ''}, {params['pruned'] / params['base']:.2f} of the parameters"
+    uniform = ", uniform" if options["uniform"] else ""
+    shape = f"{options['space']}{uniform}, {params['pruned'] / params['base']:.2f} of the parameters"
     with tempfile.TemporaryDirectory() as folder:
         for name, source in sources.items():
             try:
@@ -127,9 +129,9 @@ def report(run: Path, say) -> bool:
                     good &= found["difference"] <= TOLERANCE[kind] and found["same"] == 1
                 size = (Path(folder) / f"{name}-{kind}.gguf").stat().st_size
                 ratio = [a / b for a, b in zip(speed[name], speed["base"])]
-                say(f"| {run.name} ({shape}) | {name} | llama.cpp, {archs[name]}, {kind} | {found['difference']:.1e} (log-prob.) | "
-                    f"{found['same']:.1%} | {size / 1e6:.1f} MB | {speed[name][0]:,.0f} ({ratio[0]:.2f}x) | "
-                    f"{speed[name][1]:,.0f} ({ratio[1]:.2f}x) |")
+                say(f"| {run.name} ({shape}) | {name} | llama.cpp, {archs[name]}, {kind} | "
+                    f"{found['difference']:.1e} (log-prob.) | {found['same']:.1%} | {size / 1e6:.1f} MB | "
+                    f"{speed[name][0]:,.0f} ({ratio[0]:.2f}x) | {speed[name][1]:,.0f} ({ratio[1]:.2f}x) |")
     return good
 
 
@@ -138,7 +140,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run directories that have ended")
     parser.add_argument("--out", type=Path, help="also write the table to this Markdown file")
     args = parser.parse_args()
-    lines = ["| run | model | engine | largest difference | greedy tokens as ours | weights | prefill tokens/s | decoding tokens/s |",
+    lines = ["| run | model | engine | largest difference | greedy tokens as ours | weights | prefill tokens/s "
+             "| decoding tokens/s |",
              "|---|---|---|---|---|---|---|---|"]
     print("\n".join(lines))
 
@@ -151,9 +154,9 @@ def main() -> None:
     print(f"{verdict}: {json.dumps(TOLERANCE)}")
     if args.out:
         head = (f"# Interoperability\n\nMade by `python benchmarks/interop.py {' '.join(map(str, args.runs))}` on "
-                f"{torch.get_num_threads()} CPU cores. {verdict} (logits 1e-4 for transformers; log-probabilities 0.02 for f32 "
-                "files, 0.05 for f16; bf16 and q8_0 round the weights and are only reported). x: over the base in the same engine and type, "
-                "measured in turns.\n\n")
+                f"{torch.get_num_threads()} CPU cores. {verdict} (logits 1e-4 for transformers; log-probabilities "
+                "0.02 for f32 files, 0.05 for f16; bf16 and q8_0 round the weights and are only reported). "
+                "x: over the base in the same engine and type, measured in turns.\n\n")
         llama.write_atomic(args.out, lambda file: file.write((head + "\n".join(lines) + "\n").encode()))
     sys.exit(0 if good else 1)
 

@@ -63,8 +63,8 @@ def random_model(args, width: int) -> llama.Llama:
 
 def a_run(args, width: int, **options) -> train.Run:
     """`train.py`'s own loop on random rows, ready for its first step."""
-    config = train.Config(steps=300, batch_size=args.batch_size, seq_len=args.seq_len, prune=args.prune, space=args.space,
-                          compile=args.compile, checkpointing=args.checkpointing, **options)
+    config = train.Config(steps=300, batch_size=args.batch_size, seq_len=args.seq_len, prune=args.prune,
+                          space=args.space, compile=args.compile, checkpointing=args.checkpointing, **options)
     model = random_model(args, width)
     export.add_lora(model, config.rank, config.lora_scale)
     tokens = torch.randint(0, args.vocab, (64, args.seq_len), dtype=torch.int32)
