@@ -290,6 +290,23 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def overall(results: list[dict]) -> str:
+    """How far each method is behind ATP over all cells and seeds, as Markdown: mean, standard error, how often not."""
+    cells = summarize(results)
+    lines = ["| decisions | nats behind ATP, equal steps | ahead of it | nats behind ATP, equal time | ahead of it |",
+             "|" + "---|" * 5]
+    for name in BASELINES:
+        line = [name]
+        for budget in BUDGETS:
+            behind = [x for (*where, method), row in cells.items() if (where[0], method) == (budget, name)
+                      for x in row["behind"]]
+            error = statistics.stdev(behind) / len(behind) ** 0.5 if len(behind) > 1 else math.nan
+            line += [f"{statistics.mean(behind):.4f} ± {error:.4f}" if behind else "-",
+                     f"{sum(x < 0 for x in behind)} of {len(behind)}"]
+        lines.append(f"| {' | '.join(line)} |")
+    return "\n".join(lines)
+
+
 def margins(results: list[dict]) -> dict[tuple, tuple[float, str]]:
     """Of each complete cell: by how many nats ATP's mean loss is below the best other method's, and whose that is."""
     by_cell = {}
@@ -387,7 +404,10 @@ def main() -> None:
     rivals = {("none", 0.0), ("atp", prune), ("taylor", prune), ("two-stage", prune)}
     found["ablations"] += [r for r in found["main"] if r["setting"] == setting and r["budget"] == "steps"
                            and (r["method"], r["prune"]) in rivals]
-    write_report(HERE / "RESULTS.md", {name: table(rows) for name, rows in found.items() if rows})
+    tables = {name: table(rows) for name, rows in found.items() if rows}
+    if found["main"]:
+        tables["overall"] = overall(found["main"])
+    write_report(HERE / "RESULTS.md", tables)
     print(f"{HERE / 'RESULTS.md'} is made; next: python benchmarks/compare.py --check")
 
 

@@ -124,6 +124,9 @@ def test_table_and_verdict_by_hand():
     assert f"| time | dims | 40% | taylor | 2 | {math.exp(3.3):.2f} ± 0.00 | 0.2000 ± 0.1414 | 0.2000 ± 0.0000 |" in text
     assert text.count("| time | dims | 40% | atp |") == 1
     assert compare.margins(rows) == {(budget, "dims", 0.4): (pytest.approx(0.2), "taylor") for budget in ("steps", "time")}
+    other_cell = [result("atp", 3.1, prune=0.3), result("taylor", 3.3, prune=0.3)]
+    ahead = [result("atp", 3.4, prune=0.5), result("taylor", 3.3, prune=0.5)]  # by -0.1; the others are behind by 0.2
+    assert "| taylor | 0.1250 ± 0.0750 | 1 of 4 | 0.2000 ± 0.0000 | 0 of 2 |" in compare.overall(rows + other_cell + ahead)
     assert compare.check(rows) == 0
     assert compare.check(rows[:-1]) == 0 and len(compare.margins(rows[:-1])) == 1  # a cell that lacks a seed does not count
     assert compare.check(rows + [result("magnitude", 2.8, 0, "time")]) == 1
