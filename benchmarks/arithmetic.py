@@ -1,10 +1,10 @@
-"""What a step must cost and a run must hold, by arithmetic, for models too large to try here; writes ARITHMETIC.md.
+"""What a step costs and a run holds, by arithmetic, for models too large to try here; writes ARITHMETIC.md.
 
     python benchmarks/arithmetic.py
 
-Parameters are counted on the model itself, without storage. FLOPs follow from them and are checked against what
-torch counts on one layer of the true width. The activations that backward needs are those that autograd keeps for
-one such layer, in bytes a token.
+Parameters are counted on the model itself, without storage. FLOPs follow from them and are checked against
+what torch counts on one layer of the true width. The activations that backward needs are those that autograd
+keeps for one such layer, in bytes a token.
 """
 import sys
 from pathlib import Path
@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import export  # noqa: E402
+import atp  # noqa: E402
+import data  # noqa: E402
 import llama  # noqa: E402
 import train  # noqa: E402
 from full_size import LLAMA3, SHAPES, TIED  # noqa: E402
@@ -32,14 +33,14 @@ def one_layer(shape: dict, device: str) -> llama.Llama:
     model.to_empty(device=device)
     for p in model.parameters():
         p.data.zero_()
-    export.add_lora(model, train.Config().rank, 2.0)
+    model.add_lora(train.Config().rank, 2.0)
     return model
 
 
 def kept_for_backward(shape: dict, tokens: int = 64) -> float:
     """Bytes a token that autograd keeps of one layer in a step of the search, without its weights."""
     model, seen = one_layer(shape, "cpu"), {}
-    groups = train.Groups(model.config, "dims")
+    groups = atp.Groups(model.config, "dims")
     masks = groups.masks(torch.ones(len(groups), requires_grad=True), aware=False, dtype=torch.bfloat16)
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
 
@@ -55,7 +56,7 @@ def kept_for_backward(shape: dict, tokens: int = 64) -> float:
 
 
 def flops(config: llama.LlamaConfig, weights: int, lora: int, length: int, backward=True) -> float:
-    """A token's: 2 a weight, twice with the activations' gradient; LoRA's also for its own; all attention scores."""
+    """A token's: 2 a weight, again for the activations' gradient and LoRA's own; all attention scores."""
     passes = 2 if backward else 1
     size = config.layers[0]
     attention = 2 * length * size.n_heads * (size.qk_dim + size.v_dim) * config.n_layers
@@ -66,32 +67,33 @@ def numbers(name: str) -> dict:
     shape = SHAPES[name]
     with torch.device("meta"):
         model = llama.Llama(llama.LlamaConfig(**shape), tied=name in TIED)
-        export.add_lora(model, train.Config().rank, 2.0)
-        linears = sum(p.numel() for linear in model.linears() for p in [linear.weight])
-    groups = train.Groups(model.config, "dims")
+        model.add_lora(train.Config().rank, 2.0)
+    groups = atp.Groups(model.config, "dims")
     with torch.device("meta"):
-        generator = train.Generator(groups)
-    lora = sum(p.numel() for p in export.lora_parameters(model).values())
+        generator = atp.Generator(groups)
+    linears = sum(linear.weight.numel() for linear in model.linears())
+    lora = sum(p.numel() for p in model.lora().values())
     config, params = train.Config(), llama.count_parameters(model)
-    weights = linears + model.output_weight.numel()
+    weights = linears + (model.output or model.tok_embeddings).weight.numel()
     dense = flops(model.config, weights, lora, LENGTH)
     keep = 1 - config.prune
     cut = dense * (1 - config.prune * linears / weights)
-    atp = config.freeze_at * dense + (1 - config.freeze_at) * cut
+    run = config.freeze_at * dense + (1 - config.freeze_at) * cut
     learned = 16 * lora  # float32 weight, gradient and AdamW's two moments
     search_only = 16 * sum(p.numel() for p in generator.parameters())
     a_layer, tokens = kept_for_backward(shape), ROWS * LENGTH
     whole = a_layer * model.config.n_layers * tokens
     recomputed = (2 * model.config.dim * model.config.n_layers + a_layer) * tokens
     loss = 1024 * model.config.vocab_size * 4 * 2
-    blocks = params - model.output_weight.numel() - (0 if name in TIED else model.tok_embeddings.weight.numel())
+    blocks = params - (model.output or model.tok_embeddings).weight.numel() * (1 if name in TIED else 2)
     held = learned + search_only + loss
-    sharded = 2 * (params - blocks) + 2 * blocks / 8 + 2 * blocks / model.config.n_layers  # an eighth, and a layer
+    sharded = 2 * (params - blocks) + 2 * blocks / 8 + 2 * blocks / model.config.n_layers  # 1/8, and a layer
     return {"parameters, billions": f"{params / 1e9:.2f}", "prunable": f"{groups.total / params:.0%}",
-            "LoRA, millions (rank 8)": f"{lora / 1e6:.1f}", "generator, millions": f"{search_only / 16e6:.1f}",
+            "LoRA, millions (rank 8)": f"{lora / 1e6:.1f}",
+            "generator, millions": f"{search_only / 16e6:.1f}",
             "dense LoRA, TFLOP a step": f"{dense * tokens / 1e12:.1f}",
             "ATP, after the cut": f"{cut / dense:.2f} of it",
-            "ATP, the whole run": f"{atp / dense:.2f} of it",
+            "ATP, the whole run": f"{run / dense:.2f} of it",
             "base, bfloat16, GB": f"{2 * params / GB:.1f}",
             "after the cut": f"{2 * (params - (1 - keep) * groups.total) / GB:.1f}",
             "LoRA with AdamW, float32": f"{learned / GB:.2f}",
@@ -110,34 +112,40 @@ def check_flops(name: str) -> float:
     with FlopCounterMode(display=False) as counter:
         model.hidden(torch.zeros(1, length, dtype=torch.long)).sum().backward()
     linears = sum(linear.weight.numel() for linear in model.linears())
-    lora = sum(p.numel() for p in export.lora_parameters(model).values())
+    lora = sum(p.numel() for p in model.lora().values())
     return counter.get_total_flops() / (length * flops(model.config, linears, lora, length))
 
 
 def main() -> None:
-    names = ("1B", "3B", "7B", "8B", "13B", "70B")
+    names, config = ("1B", "3B", "7B", "8B", "13B", "70B"), train.Config()
     found = {name: numbers(name) for name in names}
-    config = train.Config()
-    lines = ["# What a run must cost", "",
-             "Made by `python benchmarks/arithmetic.py`; counted and derived, not measured on GPUs of that size. "
-             f"A step is {ROWS} rows of {LENGTH} tokens; {config.prune:.0%} of `dims` pruned, decisions frozen after "
-             f"{config.freeze_at:.0%} of the steps.", "",
-             "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     lines += [f"| {row} | " + " | ".join(found[name][row] for name in names) + " |" for row in found["1B"]]
-    lines += ["", "FLOPs of a token: 2 a weight forward and 2 backward (a frozen weight has no gradient of its own), "
-              "6 a LoRA parameter, and attention's. A step of the search costs as much; the generator's own arithmetic "
-              "and that of masks, decisions and lasso is under a thousandth. With `--alternate` it costs half as much "
-              "again. The cut saves in proportion to the prunable share.", "",
-              "Memory, in GB: weights; 16 bytes a learned parameter (float32 weight, gradient, two moments); the "
-              "activations that the search's backward needs, those before and after the masks among them; the loss's "
-              "chunk of 1,024 positions of logits. `--checkpointing` keeps a layer's input and recomputes the rest. "
-              "`--shard` keeps an eighth of every layer, and one whole layer while it computes. What "
-              "allocators lose to fragmentation comes on top.", "",
-              f"Against torch's own count (FlopCounterMode, one layer, forward and backward): "
-              + ", ".join(f"{name} {check_flops(name):.3f}" for name in ("1B", "7B")) + " of the formula's FLOPs."]
-    llama.write_atomic(HERE / "ARITHMETIC.md", lambda file: file.write(("\n".join(lines) + "\n").encode()))
-    print("\n".join(lines))
+    table, counted = "\n".join(lines), ", ".join(f"{name} {check_flops(name):.3f}" for name in ("1B", "7B"))
+    page = f"""# What a run must cost
+
+Made by `python benchmarks/arithmetic.py`; counted and derived, not measured on GPUs of that size. A step is
+{ROWS} rows of {LENGTH} tokens; {config.prune:.0%} of `dims` pruned, decisions frozen after
+{config.freeze_at:.0%} of the steps.
+
+{table}
+
+FLOPs of a token: 2 a weight forward and 2 backward (a frozen weight has no gradient of its own), 6 a LoRA
+parameter, and attention's. A step of the search costs as much; the generator's own arithmetic and that of
+masks, decisions and lasso is under a thousandth. With `--alternate` it costs half as much again. The cut
+saves in proportion to the prunable share.
+
+Memory, in GB: weights; 16 bytes a learned parameter (float32 weight, gradient, two moments); the activations
+that the search's backward needs, those before and after the masks among them; the loss's chunk of 1,024
+positions of logits. `--checkpointing` keeps a layer's input and recomputes the rest. `--shard` keeps an
+eighth of every layer, and one whole layer while it computes. What allocators lose to fragmentation comes on
+top.
+
+Against torch's own count (FlopCounterMode, one layer, forward and backward): {counted} of the formula's.
+"""
+    data.write_atomic(HERE / "ARITHMETIC.md", lambda file: file.write(page.encode()))
+    print(page)
 
 
 if __name__ == "__main__":
-    llama.command(main)
+    data.command(main)

@@ -1,12 +1,12 @@
-"""Measures a model directory, dense or pruned, on the paper's tasks, from local files in the data sets' own formats.
+"""Measures a model directory, dense or pruned, on the paper's tasks, from the data sets' own files.
 
     python benchmarks/evaluate.py out/legal/pruned legal.jsonl
     python benchmarks/evaluate.py MODEL casehold.jsonl us_bills.jsonl --limit 200 --json result.json
 
-What is measured follows from the records (`FORMATS` in data.py):
+What is measured follows from the records (`FORMATS` in scripts/prepare.py):
 plain text (MultiLegalPile)           perplexity of a token
-options (CaseHOLD, MedNLI, PubMedQA)  accuracy and macro-F1; the answer is the option of the highest mean log-likelihood
-other answers (BillSum, HQS, ...)     ROUGE-1, -2 and -L F1 of greedy generation, and the share of exact answers
+options (CaseHOLD, MedNLI, PubMedQA)  accuracy, macro-F1; the option of highest mean log-likelihood
+other answers (BillSum, HQS, ...)     ROUGE-1, -2, -L F1 of greedy generation, and the share of exact answers
 """
 import collections
 import math
@@ -19,8 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
+import export  # noqa: E402
 import llama  # noqa: E402
 import train  # noqa: E402
+from data import InputError  # noqa: E402
+from scripts import prepare  # noqa: E402
 
 
 def macro_f1(truth: list, said: list) -> float:
@@ -61,12 +64,14 @@ def f1(hits: int, wanted: int, said: int) -> float:
 def choices(model, tokenizer, examples, seq_len, tell) -> dict:
     truth, said = [], []
     for i, example in enumerate(examples):
-        scores = train.answer_scores(model, tokenizer, example.prompt, example.options, seq_len)
+        scores = [export.answer_score(model, tokenizer, example.prompt, option, seq_len)
+                  for option in example.options]
         said.append(scores.index(max(scores)))
         truth.append(example.options.index(example.answer))
         tell(i + 1)
-    # CaseHOLD's options are other ones for every record, so its classes are positions; elsewhere they are the options.
-    return {"accuracy": sum(t == s for t, s in zip(truth, said)) / len(truth), "macro_f1": macro_f1(truth, said)}
+    # Classes are positions: CaseHOLD's options are other ones for every record, the others' always the same.
+    right = sum(t == s for t, s in zip(truth, said))
+    return {"accuracy": right / len(truth), "macro_f1": macro_f1(truth, said)}
 
 
 def answers(model, tokenizer, examples, seq_len, max_tokens, tell) -> dict:
@@ -86,59 +91,61 @@ def evaluate(model, tokenizer, path: Path, seq_len=512, max_tokens=64, limit=0,
              tell=lambda task, n, total: None) -> dict:
     """{format: {metric: value}} for one file. `limit`: at most so many records a format; 0: all."""
     by_format, results = {}, {}
-    for name, example in data.read(path):
-        by_format.setdefault(name, []).append(example)
-    for name, examples in by_format.items():
+    for name, example in data.read(path, prepare.parse):
+        by_format.setdefault((name, bool(example.options)), []).append(example)
+    for (name, choice), examples in by_format.items():
         examples = examples[:limit or None]
+        task = f"{name} and options" if choice and (name, False) in by_format else name
 
         def told(n):
-            tell(name, n, len(examples))
+            tell(task, n, len(examples))
 
-        if examples[0].options:
+        if choice:
             found = choices(model, tokenizer, examples, seq_len, told)
         elif examples[0].prompt:
             found = answers(model, tokenizer, examples, seq_len, max_tokens, told)
         else:
             rows = data.pack(data.encode(examples, tokenizer), seq_len, False, tokenizer.eos)
-            loss, _ = train.validation_loss(model, rows, 4)
-            found = {"perplexity": math.exp(loss), "tokens": int((rows.targets != llama.IGNORE).sum())}
-        results[name] = {"records": len(examples), **found}
+            found = {"perplexity": math.exp(train.validation_loss(model, rows, batch_size=4)),
+                     "tokens": int((rows.targets != data.IGNORE).sum())}
+        results[task] = {"records": len(examples), **found}
     return results
 
 
 def main() -> None:
-    parser = llama.Parser(description=__doc__.splitlines()[0])
+    parser = data.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="model directory")
     parser.add_argument("files", nargs="+", type=Path, help="JSON lines files")
-    parser.add_argument("--seq-len", type=int, default=512, help="tokens of a row, or of a prompt with its answer")
+    parser.add_argument("--seq-len", type=int, default=512, help="tokens of a row, or a prompt and answer")
     parser.add_argument("--max-tokens", type=int, default=64, help="longest generated answer")
-    parser.add_argument("--limit", type=int, default=0, help="at most so many records of a format; 0: all")
+    parser.add_argument("--limit", type=int, default=0, help="records of a format at most; 0: all")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args()
     if args.max_tokens < 1 or args.seq_len <= args.max_tokens or args.limit < 0:
-        raise llama.InputError("--seq-len must be more than --max-tokens, which must be positive, as must --limit")
-    device = llama.find_device(args.device)
-    model = llama.load(args.model, torch.float32 if device.type == "cpu" else llama.stored_dtype(args.model), device)
-    tokenizer = llama.Tokenizer(args.model / "tokenizer.model")
-    tokenizer.check(model.config)
+        raise InputError("--seq-len must be more than --max-tokens, which must be positive, as must --limit")
+    device = data.find_device(args.device)
+    model = llama.load(args.model, torch.float32 if device.type == "cpu" else None, device)
+    tokenizer = data.Tokenizer(args.model)
+    tokenizer.check(model.config.vocab_size)
     begin, last = time.monotonic(), [0.0]
 
     def tell(task, n, total):
         if time.monotonic() - last[0] > 5 and n < total:
             last[0] = time.monotonic()
-            print(f"  {task}: {n:,} of {total:,}, {(last[0] - begin) / n * (total - n):.0f} s left", flush=True)
+            left = (last[0] - begin) / n * (total - n)
+            print(f"  {task}: {n:,} of {total:,}, {left:.0f} s left", flush=True)
 
     results = {}
     for path in args.files:
         begin = time.monotonic()
         results[str(path)] = evaluate(model, tokenizer, path, args.seq_len, args.max_tokens, args.limit, tell)
         for task, found in results[str(path)].items():
-            print(f"{path}  {task}: " + "  ".join(
-                f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4f}" for key, value in found.items()))
+            print(f"{path}  {task}: " + "  ".join(f"{key} {value:,}" if isinstance(value, int) else
+                                                  f"{key} {value:.4f}" for key, value in found.items()))
     if args.json:
-        llama.write_json(args.json, results)
+        data.write_json(args.json, results)
 
 
 if __name__ == "__main__":
-    llama.command(main)
+    data.command(main)

@@ -1,14 +1,13 @@
-"""Everything once at the true shapes of LLaMA: write a raw checkpoint of random weights, load it, tune and prune for
-a few steps, cut, export, load the result and generate; time and peak memory of each part.
+"""Everything once at LLaMA's true shapes: write a raw checkpoint of random weights, load it, tune and prune
+for a few steps, cut, export, load the result and generate; time and peak memory of each part.
 
-    python benchmarks/full_size.py 1B                        # LLaMA-3.2-1B's shape; 3B, 7B (LLaMA-2) and 8B (LLaMA-3)
-    python benchmarks/full_size.py 7B --folder /scratch      # 14 GB there; 24 GB of memory, bfloat16, on a CPU
-    python benchmarks/full_size.py 8B --device cuda --checkpointing --batch-size 8 --seq-len 512     # one 24 GB GPU
+    python benchmarks/full_size.py 1B                   # LLaMA-3.2-1B's shape; 3B, 7B (LLaMA-2), 8B (LLaMA-3)
+    python benchmarks/full_size.py 7B --folder /scratch # 14 GB there; 24 GB of memory, bfloat16, on a CPU
+    python benchmarks/full_size.py 8B --device cuda --checkpointing --batch-size 8 --seq-len 512 # a 24 GB GPU
 
 It also reports tokens/s and FLOP/s, counting 4 FLOPs a weight and token (forward, and the gradient of the
 activations; frozen weights need none), and their share of the device's peak if --peak-tflops names it.
 """
-import argparse
 import gc
 import multiprocessing
 import shutil
@@ -21,8 +20,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import atp  # noqa: E402
 import data  # noqa: E402
-import export  # noqa: E402
 import llama  # noqa: E402
 import train  # noqa: E402
 
@@ -43,8 +42,7 @@ def write_checkpoint(shape: str, folder: Path) -> None:
     torch.manual_seed(0)
     for p in model.parameters():
         p.data.normal_(std=0.02) if p.dim() == 2 else p.data.fill_(1)
-    (folder / "tokenizer.model").write_bytes(b"no text is read or written here")
-    llama.save(model, folder / "base", folder / "tokenizer.model")
+    llama.save(model, folder / "base", folder)  # without a tokenizer: no text is read or written here
 
 
 class Parts:
@@ -79,10 +77,10 @@ class Parts:
 
 
 def main() -> None:
-    parser = llama.Parser(description=__doc__.splitlines()[0])
+    parser = data.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=list(SHAPES))
-    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary one; removed at the end)")
-    parser.add_argument("--space", choices=list(train.SPACES), default="dims")
+    parser.add_argument("--folder", type=Path, help="where to write, and clean up (default: /tmp)")
+    parser.add_argument("--space", choices=list(atp.SPACES), default="dims")
     parser.add_argument("--prune", type=float, default=0.4)
     parser.add_argument("--steps", type=int, default=2, help="search steps, and tuning steps after the cut")
     parser.add_argument("--batch-size", type=int, default=1)
@@ -92,7 +90,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in bfloat16, for the utilization")
     args = parser.parse_args()
-    device = llama.find_device(args.device)
+    device = data.find_device(args.device)
     folder = Path(tempfile.mkdtemp(prefix="full_size_", dir=args.folder))
     try:
         run_parts(args, device, folder)
@@ -103,48 +101,43 @@ def main() -> None:
 def run_parts(args, device: torch.device, folder: Path) -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(write_checkpoint, args.shape, folder).result()
-    size = train.file_bytes(folder / "base")
-    print(f"{args.shape}: {size / 2**30:.2f} GB of weights in bfloat16; {args.batch_size} x {args.seq_len} tokens, "
-          f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)
+    size = (folder / "base/consolidated.00.pth").stat().st_size
+    print(f"{args.shape}: {size / 2**30:.2f} GB of weights in bfloat16; {args.batch_size} x {args.seq_len} "
+          f"tokens, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)
     part = Parts(device)
     model, _ = part("load", lambda: llama.load(folder / "base", torch.bfloat16, device))
-    config = train.Config(steps=2 * args.steps, freeze_at=0.5, prune=args.prune, space=args.space,
-                          batch_size=args.batch_size, seq_len=args.seq_len, checkpointing=args.checkpointing,
-                          compile=args.compile)
-    tokens = torch.randint(0, model.config.vocab_size, (max(16, args.batch_size), args.seq_len), dtype=torch.int32)
-    rows = data.Data(*[data.Rows(tokens, tokens)] * 3, [], {})
-    torch.manual_seed(0)
-    export.add_lora(model, config.rank, config.lora_scale)
-    groups = train.Groups(model.config, config.space, device=device)
-    base = llama.count_parameters(model)
-    run = train.Run(config, model, groups, rows)
+    config = train.Config(model=str(folder / "base"), steps=2 * args.steps, freeze_at=0.5, prune=args.prune,
+                          space=args.space, batch_size=args.batch_size, seq_len=args.seq_len,
+                          checkpointing=args.checkpointing, compile=args.compile)
+    shape = max(16, args.batch_size), args.seq_len
+    tokens = torch.randint(0, model.config.vocab_size, shape, dtype=torch.int32)
+    base, rows, row = llama.count_parameters(model), *(data.Rows(t, t) for t in (tokens, tokens[:1]))
+    run = train.Run(config, model, data.Data(rows, rows, row, questions=[]))
 
-    def steps(n, of):
-        for _ in range(n):
+    def steps(of):
+        for _ in range(args.steps):
             of()
             run.step += 1
 
-    _, seconds = part(f"{args.steps} search steps", lambda: steps(args.steps, run.lora_step))
-    part("freeze and cut", run.freeze)
-    _, sliced = part(f"{args.steps} LoRA steps of the cut model", lambda: steps(args.steps, run.lora_step))
-    left = base - groups.total + groups.kept(run.d)
-    tokens_a_step = args.batch_size * args.seq_len
-    difference, _ = part("export, with its proof", lambda: export.write(
-        run.model, groups, None, folder / "tokenizer.model", tokens[:1].long(), folder / "pruned"))
-    kept = 1 - groups.kept(run.d) / groups.total
-    del model, run, groups
+    _, seconds = part(f"{args.steps} search steps", lambda: steps(run.joint_step))
+    part("freeze and cut", lambda: run.freeze(run.decisions.final()))
+    _, sliced = part(f"{args.steps} LoRA steps of the cut model", lambda: steps(run.lora_step))
+    left = llama.count_parameters(model)
+    difference, _ = part("export, with its proof", lambda: run.export(folder / "pruned"))
+    removed = (base - left) / run.groups.total
+    del model, run
     pruned, _ = part("load the pruned model", lambda: llama.load(folder / "pruned", torch.bfloat16, device))
     part("generate 16 tokens", lambda: list(llama.generate(pruned, tokens[0, :8].tolist(), 16)))
-    file_size = train.file_bytes(folder / "pruned") / 2**30
-    print(f"\n{base:,} parameters, {left:,} after pruning ({kept:.2%} of the prunable removed); "
+    file_size = (folder / "pruned/consolidated.00.pth").stat().st_size / 2**30
+    print(f"\n{base:,} parameters, {left:,} after pruning ({removed:.2%} of the prunable removed); "
           f"exported and pruned logits differ by {difference:.1e} at most; file {file_size:.2f} GB")
     looked_up = 0 if args.shape in TIED else pruned.tok_embeddings.weight.numel()  # costs no FLOPs
     for name, n, time_taken in (("search step", base - looked_up, seconds),
                                 ("LoRA step after the cut", left - looked_up, sliced)):
-        rate = args.steps * tokens_a_step / time_taken
+        rate = args.steps * args.batch_size * args.seq_len / time_taken
         used = f", {4 * n * rate / 1e12 / args.peak_tflops:.1%} of the peak" if args.peak_tflops else ""
         print(f"{name}: {rate:,.0f} tokens/s, {4 * n * rate / 1e12:.2f} TFLOP/s{used}")
 
 
 if __name__ == "__main__":
-    llama.command(main)
+    data.command(main)

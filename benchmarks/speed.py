@@ -9,7 +9,6 @@ weights. Without `pip install transformers peft` the comparison with them is lef
 fresh process a case, less what it holds before the first step (on a GPU: what tensors took).
 """
 import argparse
-import json
 import multiprocessing
 import statistics
 import sys
@@ -48,10 +47,10 @@ def synchronize(device) -> None:
 
 
 def random_model(args, width: int) -> llama.Llama:
-    """A LLaMA of heads of 64 (GQA, two query heads share one) at random weights, in `args.dtype` on its device."""
+    """A LLaMA of heads of 64 (GQA: two query heads share one) with random weights."""
     head = 32 if width < 512 else 64
-    config = llama.LlamaConfig(dim=width, n_layers=args.layers, n_heads=width // head, n_kv_heads=width // head // 2,
-                               vocab_size=args.vocab, multiple_of=64)
+    config = llama.LlamaConfig(dim=width, n_layers=args.layers, n_heads=width // head,
+                               n_kv_heads=width // head // 2, vocab_size=args.vocab, multiple_of=64)
     with torch.device("meta"):
         model = llama.Llama(config)
     model.to_empty(device=args.device).to(getattr(torch, args.dtype))
@@ -66,17 +65,14 @@ def a_run(args, width: int, **options) -> train.Run:
     config = train.Config(steps=300, batch_size=args.batch_size, seq_len=args.seq_len, prune=args.prune,
                           space=args.space, compile=args.compile, checkpointing=args.checkpointing, **options)
     model = random_model(args, width)
-    export.add_lora(model, config.rank, config.lora_scale)
     tokens = torch.randint(0, args.vocab, (64, args.seq_len), dtype=torch.int32)
-    rows = data.Data(*[data.Rows(tokens, tokens)] * 3, [], {})
-    run = train.Run(config, model, train.Groups(model.config, config.space, device=args.device), rows)
-    if run.freeze_step == 0:
-        run.freeze()
+    run = train.Run(config, model, data.Data(*[data.Rows(tokens, tokens)] * 3, questions=[]))
+    run.decide_first()
     return run
 
 
 def peft_step(args, width: int):
-    """One LoRA step of transformers + peft on the same shape, batch and dtype; None where they are missing."""
+    """One LoRA step of transformers + peft on the same shape, batch and dtype; None without them."""
     try:
         import peft
         import transformers
@@ -85,8 +81,9 @@ def peft_step(args, width: int):
     own = random_model(args, width).config
     size = own.layers[0]
     config = transformers.LlamaConfig(
-        vocab_size=args.vocab, hidden_size=width, intermediate_size=size.hidden_dim, num_hidden_layers=args.layers,
-        num_attention_heads=size.n_heads, num_key_value_heads=size.n_kv_heads, head_dim=size.qk_dim, use_cache=False)
+        vocab_size=args.vocab, hidden_size=width, intermediate_size=size.hidden_dim,
+        num_hidden_layers=args.layers, num_attention_heads=size.n_heads, num_key_value_heads=size.n_kv_heads,
+        head_dim=size.qk_dim, use_cache=False)
     model = transformers.LlamaForCausalLM(config).to(args.device, getattr(torch, args.dtype))
     names = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
     model = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=names))
@@ -112,26 +109,31 @@ def measure(args, width: int) -> dict[str, float]:
     plain, search, tune = a_run(args, width, decisions="none"), a_run(args, width), a_run(args, width)
     turns = a_run(args, width, alternate=True)
     for run in (search, turns, tune):
-        run.generator_step()  # of the warm start, or all groups would be alike
+        run.generator_step(0)  # of the warm start, or all groups would be alike
     search.step = turns.step = 80  # at the target of the budget
-    search.lora_step()
-    turns.generator_step()
-    tune.step = tune.freeze_step
+    search.joint_step()
+    turns.generator_step(1)
+    tune.step = tune.decisions.search_steps
     begin = time.perf_counter()
-    tune.freeze()
+    tune.freeze(tune.decisions.final())
     cut_seconds = time.perf_counter() - begin
-    groups = search.groups
-    parts = {"lora": plain.lora_step, "aware": turns.lora_step, "search": search.lora_step,
-             "sliced": tune.lora_step, "generator_step": turns.generator_step,
-             "generator_alone": lambda: search.update_generator(d := search.soft_decisions(), torch.zeros_like(d)),
-             "masks": lambda: groups.masks(search.d, aware=False, dtype=search.dtype),
-             "lasso": lambda: atp.proximal_lasso(search.model.layers, groups, search.d, 1e-9)}
+    groups, decisions = search.groups, search.decisions
+
+    def learn():
+        d = decisions.soft(search.step)
+        decisions.learn(search.step, d, torch.zeros_like(d))
+
+    parts = {"lora": plain.lora_step, "aware": turns.lora_step, "search": search.joint_step,
+             "sliced": tune.lora_step, "generator_step": lambda: turns.generator_step(1),
+             "generator_alone": learn,
+             "masks": lambda: groups.masks(decisions.d, aware=False, dtype=search.dtype),
+             "lasso": lambda: atp.proximal_lasso(search.model.layers, groups, decisions.d, 1e-9)}
     other = peft_step(args, width)
     if other:
         parts["peft"] = other
     tokens = torch.randint(0, args.vocab, (1, args.prompt), device=args.device)
     prefill = {"prefill_dense": random_model(args, width), "prefill_sliced": random_model(args, width)}
-    export.cut(prefill["prefill_sliced"], groups, tune.d)
+    export.cut(prefill["prefill_sliced"], groups, tune.decisions.d)
     flops = {}
     for name, model in prefill.items():
         parts[name] = lambda model=model: no_grad(model.hidden, tokens)
@@ -159,7 +161,8 @@ def ratios(seconds: dict, cut: float, flops: dict, run: train.Run) -> dict[str, 
 
     bookkeeping = sum(seconds[name] for name in ("generator_alone", "masks", "lasso"))
     turns = seconds["aware"] + seconds["generator_step"] / config.generator_every
-    found = {"aware_vs_lora": seconds["aware"] / seconds["lora"], "search_vs_lora": seconds["search"] / seconds["lora"],
+    found = {"aware_vs_lora": seconds["aware"] / seconds["lora"],
+             "search_vs_lora": seconds["search"] / seconds["lora"],
              "sliced_vs_lora": seconds["sliced"] / seconds["lora"],
              "generator_step_vs_lora": seconds["generator_step"] / seconds["lora"],
              "bookkeeping_share": bookkeeping / seconds["search"],
@@ -197,20 +200,22 @@ def step_memory(args, width: int, case: str) -> int | None:
         step()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() - before
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) * 1024 - before
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 - before
 
 
 def memory(args, width: int) -> dict[str, float]:
     """Ratios of the peaks, and how they grow when rows or layers are doubled."""
     cases = {"lora": (args, "lora"), "atp": (args, "atp"), "peft": (args, "peft")}
-    for name, change in (("rows", {"batch_size": 2 * args.batch_size}), ("layers", {"layers": 2 * args.layers})):
+    doubled = {"rows": {"batch_size": 2 * args.batch_size}, "layers": {"layers": 2 * args.layers}}
+    for name, change in doubled.items():
         cases[name] = (argparse.Namespace(**vars(args) | change), "lora")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
-        bytes_ = {name: pool.submit(step_memory, some, width, case).result() for name, (some, case) in cases.items()}
+        bytes_ = {name: pool.submit(step_memory, some, width, case).result()
+                  for name, (some, case) in cases.items()}
     found = {f"memory_{name}": value for name, value in bytes_.items() if value}
-    found |= {f"memory_of_doubled_{name}": bytes_[name] / bytes_["lora"] for name in ("rows", "layers")}
+    found |= {f"memory_of_doubled_{name}": bytes_[name] / bytes_["lora"] for name in doubled}
     found["memory_atp_vs_lora"] = bytes_["atp"] / bytes_["lora"]
     if bytes_["peft"]:
         found["memory_lora_vs_peft"] = bytes_["lora"] / bytes_["peft"]
@@ -218,7 +223,7 @@ def memory(args, width: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = llama.Parser(description=__doc__.splitlines()[0])
+    parser = data.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 1024, 2048])
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=4096)
@@ -232,11 +237,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peaks, which need /proc or a GPU")
+    parser.add_argument("--no-memory", action="store_true", help="without peaks, which need /proc or a GPU")
     parser.add_argument("--quick", action="store_true", help="one small shape, three repeats")
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     args = parser.parse_args()
-    args.device = str(llama.find_device(args.device))
+    args.device = str(data.find_device(args.device))
     if args.quick:
         args.widths, args.layers, args.repeats, args.prompt = [512], 2, 3, 256
     found = {}
@@ -244,20 +249,20 @@ def main() -> None:
         begin = time.perf_counter()
         found[width] = measure(args, width) | ({} if args.no_memory else memory(args, width))
         print(f"width {width}: {time.perf_counter() - begin:.0f} s", flush=True)
-    print(f"{args.layers} layers, {args.batch_size} rows of {args.seq_len} tokens, {args.dtype}, {args.device}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print(f"{args.layers} layers, {args.batch_size} rows of {args.seq_len} tokens, {args.dtype}, "
+          f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| | " + " | ".join(f"width {width}" for width in found) + " |\n|---|" + "---|" * len(found))
     for name in found[args.widths[0]]:
         cells = []
         for width in found:
             value = found[width].get(name)
-            unit = "-" if value is None else f"{value / 2**20:,.0f} MB" if value > 1e5 else f"{value:.3f}"
-            cells.append(unit if value is None or "_vs_" in name or value > 1e5 or "speedup" in name or "share" in name
-                         or "doubled" in name else f"{value * 1e3:.1f} ms")
+            ratio = any(part in name for part in ("_vs_", "speedup", "share", "doubled"))
+            cells.append("-" if value is None else f"{value / 2**20:,.0f} MB" if value > 1e5 else
+                         f"{value:.3f}" if ratio else f"{value * 1e3:.1f} ms")
         print(f"| {name} | " + " | ".join(cells) + " |")
     if args.json:
-        llama.write_json(args.json, found if len(found) > 1 else found[args.widths[0]])
+        data.write_json(args.json, found if len(found) > 1 else found[args.widths[0]])
 
 
 if __name__ == "__main__":
-    llama.command(main)
+    data.command(main)

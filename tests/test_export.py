@@ -1,5 +1,4 @@
 """Exactness: the pruned forward, the sliced model and the exported model are the same function."""
-import dataclasses
 import json
 
 import pytest
@@ -8,15 +7,16 @@ from conftest import random_model, random_tokens
 
 import export
 import llama
-from atp import Groups
-from llama import InputError
+from atp import Groups, pruned_size
+from data import InputError
 
 SPACES, KV_HEADS, SEEDS = ["dims", "heads"], [4, 2], range(10)
-DTYPES = [(dtype, export.TOLERANCE[dtype] * torch.finfo(dtype).eps * 3 ** 0.5) for dtype in export.TOLERANCE]  # three layers
+DTYPES = [pytest.param(dtype, units * torch.finfo(dtype).eps * 3 ** 0.5, id=str(dtype)) for dtype, units
+          in export.TOLERANCE.items()]  # of three layers
 
 
 def decisions(groups, seed, keep=0.55):
-    return groups.decide(torch.randn(len(groups), generator=torch.Generator().manual_seed(seed)), keep)[0]
+    return groups.decide(torch.randn(len(groups), generator=torch.Generator().manual_seed(seed)), keep)
 
 
 def error(a, b):
@@ -46,7 +46,8 @@ def test_pruned_forward_equals_sliced_model(space, n_kv_heads, dtype, tolerance)
             masked = model(tokens, groups.masks(d, aware=False, dtype=dtype))
             export.cut(model, groups, d)
             sliced = model(tokens)
-            export.merge(model)
+            for linear in model.linears():
+                linear.merge()
             merged = model(tokens)
         assert error(masked, sliced) < tolerance and error(masked, merged) < tolerance
         assert error(masked, dense) > 10 * tolerance  # the decisions do matter
@@ -68,7 +69,7 @@ def test_counted_parameters_equal_numel_after_slicing(space, n_kv_heads):
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("n_kv_heads", KV_HEADS)
 def test_slicing_in_mid_training_equals_masking(space, n_kv_heads):
-    """Two steps masked, then one more: on the masked model, and on the model cut with its optimizer's state."""
+    """Two steps masked, then one more: on the masked model, or on the one cut with its optimizer's state."""
     tokens, targets = random_tokens(2, 12), random_tokens(2, 12, seed=1)
     outcomes = []
     for slicing in (False, True):
@@ -103,7 +104,10 @@ def test_exported_model_loads_generates_and_can_be_pruned_again(tmp_path, tokeni
     groups = Groups(model.config, space)
     d = decisions(groups, 0)
     expected = model(tokens, groups.masks(d, aware=False))
-    assert export.write(model, groups, d, tokenizer_file, tokens, tmp_path / "pruned") < 1e-4
+    (tmp_path / "pruned").mkdir()
+    (tmp_path / "pruned/notes.txt").write_text("not the model's, so it stays")
+    assert export.write(model, groups, d, tokenizer_file.parent, tokens, tmp_path / "pruned") < 1e-4
+    assert (tmp_path / "pruned/notes.txt").exists()
     loaded = llama.load(tmp_path / "pruned")
     assert torch.allclose(loaded(tokens), expected, atol=1e-4)
     ids = list(llama.generate(loaded, [1, 2, 3], 5))
@@ -115,7 +119,8 @@ def test_exported_model_loads_generates_and_can_be_pruned_again(tmp_path, tokeni
     d = decisions(again, 1, keep=0.7)
     masked = loaded(tokens, again.masks(d, aware=False))
     export.cut(loaded, again, d)
-    assert again.total == groups.kept(decisions(groups, 0)) and torch.allclose(loaded(tokens), masked, atol=1e-4)
+    assert again.total == groups.kept(decisions(groups, 0))
+    assert torch.allclose(loaded(tokens), masked, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_layers", [3, 32])
@@ -123,7 +128,8 @@ def test_exported_model_loads_generates_and_can_be_pruned_again(tmp_path, tokeni
 def test_rounding_of_deep_models_passes_for_what_it_is(tmp_path, tokenizer_file, n_layers, dtype):
     model = cast(random_model(n_layers=n_layers), dtype)
     groups = Groups(model.config, "dims")
-    export.write(model, groups, decisions(groups, 0), tokenizer_file, random_tokens(4, 64), tmp_path / "pruned")
+    d, tokens = decisions(groups, 0), random_tokens(4, 64)
+    export.write(model, groups, d, tokenizer_file.parent, tokens, tmp_path / "pruned")
 
 
 def test_an_export_that_differs_is_refused_and_the_old_one_stays(tmp_path, tokenizer_file, monkeypatch):
@@ -140,15 +146,15 @@ def test_an_export_that_differs_is_refused_and_the_old_one_stays(tmp_path, token
 
     monkeypatch.setattr(llama, "save", damaged)
     with pytest.raises(InputError, match="differ from the pruned forward"):
-        export.write(model, groups, decisions(groups, 0), tokenizer_file, random_tokens(2, 12), target)
+        export.write(model, groups, decisions(groups, 0), tokenizer_file.parent, random_tokens(2, 12), target)
     assert (target / "precious").read_text() == "old"
 
 
 def test_pruned_size_keeps_the_surviving_rotary_pairs():
-    from atp import pruned_size
     size = llama.LayerSize(n_heads=4, n_kv_heads=2, qk_dim=8, v_dim=8, hidden_dim=6)
     once = pruned_size(size, {"qk": [0, 2, 3], "vo": [1, 5], "ffn": [0]})
-    assert dataclasses.asdict(once) == dict(n_heads=4, n_kv_heads=2, qk_dim=6, v_dim=2, hidden_dim=1, rotary_pairs=[0, 2, 3])
+    wanted = dict(n_heads=4, n_kv_heads=2, qk_dim=6, v_dim=2, hidden_dim=1, rotary_pairs=[0, 2, 3])
+    assert once == llama.LayerSize(**wanted)
     assert pruned_size(once, {"qk": [1, 2]}).rotary_pairs == [2, 3]
     heads = pruned_size(size, {"head": [1], "ffn": [0, 4]})
     assert (heads.n_heads, heads.n_kv_heads, heads.hidden_dim, heads.rotary_pairs) == (2, 1, 2, None)

@@ -1,85 +1,160 @@
-"""The loop on a random model: it learns, prunes, freezes, exports, resumes; and the commands refuse what they cannot do."""
+"""The loop on a random model: it learns, prunes, freezes, exports, resumes, and refuses what it cannot do."""
 import json
 import math
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import command
+from conftest import assert_same_run, command, content, random_model, read_log
 
+import atp
+import data
 import export
 import llama
 import train
-from atp import log_saliency
+
+long = pytest.mark.long
 
 
-def read_log(run, timing=False):
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return lines if timing else [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+# ------------------------------------------------------------------------------------------------- whole runs
 
-
-@pytest.mark.parametrize("extra", [[], ["--space", "heads", "--prune", "0.5"], ["--no-slice-at-freeze"], ["--paper"],
-                                   ["--answer-only", "--accumulate", "2", "--alternate", "--generator-every", "3"], ["--checkpointing"],
-                                   ["--dtype", "bfloat16"], ["--uniform", "--space", "heads", "--round-to", "4"], ["--straight-through", "--lasso", "none"], ["--alternate", "--no-aware"],
-                                   *[["--decisions", name] for name in train.DECISIONS[1:-1]]])
-def test_a_run_learns_prunes_and_exports(monkeypatch, options, tmp_path, extra):
-    if "--decisions" in extra and "two-stage" not in extra:
-        options = options[:-2]  # no search, so none of its flags
-    assert command(monkeypatch, *options, *extra) == 0
-    summary, log = json.loads((tmp_path / "run/summary.json").read_text()), read_log(tmp_path / "run")
-    losses = [line["loss"] for line in log if "loss" in line]
-    assert log[-1]["step"] == 16 + 8 * ("two-stage" in extra) and losses[-1] < losses[0]
-    loss = summary["val_loss"]
-    assert loss["exported"] < loss["base"] and abs(loss["exported"] - loss["pruned"]) < (0.05 if "bfloat16" in extra else 1e-4)
-    config = train.Config(**export.read_checkpoint(tmp_path / "run")["config"])
-    groups = train.Groups(llama.LlamaConfig.read(Path(config.model) / "params.json"), config.space, config.round_to, config.uniform)
-    assert 0 <= summary["obtained_prune"] - summary["requested_prune"] < int(groups.chunk_cost.max()) / groups.total
-    assert summary["max_logit_diff"] < (0.1 if "bfloat16" in extra else 1e-4)
+def check_run(run):
+    """What holds of every finished run: the loss fell, the budget is met to within one chunk, the exported
+    model is the trained one."""
+    summary, log = json.loads((run / "summary.json").read_text()), read_log(run)
+    config = train.Config(**llama.read_tensors(run / "ckpt.pt", mmap=False)["config"])
+    base = llama.LlamaConfig.read(Path(config.model) / "params.json")
+    groups = atp.Groups(base, config.space, config.round_to, config.uniform)
+    losses, value = [line["loss"] for line in log if "loss" in line], summary["val_loss"]
+    assert log[-1]["step"] == config.steps + (8 if config.decisions == "two-stage" else 0)
+    assert losses[-1] < losses[0] and value["exported"] < value["base"]
+    rounding = (0.05, 0.1) if config.dtype == "bfloat16" else (1e-4, 1e-4)
+    assert abs(value["exported"] - value["pruned"]) < rounding[0] and summary["max_logit_diff"] < rounding[1]
+    assert summary["requested_prune"] == (0 if config.decisions == "none" else config.prune)
+    over = summary["obtained_prune"] - summary["requested_prune"]
+    assert 0 <= over < int(groups.chunk_cost.max()) / groups.total
     assert all(line["kept"] == log[-1]["kept"] for line in log if line["phase"] == "tune")
-    assert llama.count_parameters(llama.load(tmp_path / "run/pruned")) == summary["params"]["pruned"]
+    pruned = llama.load(run / "pruned")
+    assert llama.count_parameters(pruned) == summary["params"]["pruned"] == summary["params"]["exported"]
+    assert pruned.norm.weight.dtype == getattr(torch, config.dtype)
+    return config, pruned
 
 
-def test_the_searched_budget_anneals_to_the_target(monkeypatch, options, tmp_path):
-    assert command(monkeypatch, *options) == 0
-    kept = [line["kept"] for line in read_log(tmp_path / "run")]
-    assert kept == sorted(kept, reverse=True) and kept[0] == 1 and any(0.62 < x < 1 for x in kept) and kept[-1] == pytest.approx(0.6, abs=0.02)
+@pytest.mark.parametrize("extra", [
+    "--space heads --prune 0.5 --uniform --round-to 4",
+    "--paper",
+    "--alternate --generator-every 3 --answer-only --accumulate 2",
+    "--dtype bfloat16 --checkpointing",
+    "--decisions two-stage",
+    "--decisions taylor --no-slice-at-freeze",
+    *[pytest.param(extra, marks=long) for extra in (
+        "--space heads --prune 0.5", "--no-slice-at-freeze", "--straight-through --lasso none",
+        "--alternate --no-aware", "--decisions magnitude", "--decisions activation", "--decisions random",
+        "--decisions none")]])
+def test_a_run_learns_prunes_and_exports(monkeypatch, options, tmp_path, extra):
+    assert command(monkeypatch, *options, *extra.split()) == 0
+    config, pruned = check_run(tmp_path / "run")
+    if config.uniform:
+        size = pruned.config.layers[0]
+        assert all(other == size for other in pruned.config.layers) and size.hidden_dim % 4 == 0
 
 
-@pytest.mark.parametrize("decisions", train.DECISIONS)
+def test_the_searched_budget_anneals_to_the_target(finished_run):
+    check_run(finished_run)
+    kept = [line["kept"] for line in read_log(finished_run)]
+    assert kept == sorted(kept, reverse=True) and kept[0] == 1 and any(0.62 < x < 1 for x in kept)
+    assert kept[-1] == pytest.approx(0.6, abs=0.02)
+
+
+def test_slicing_at_the_freeze_makes_no_jump(monkeypatch, options, tmp_path, finished_run):
+    """At the freeze, the cut model's validation loss is the masked one's; the exported models end alike."""
+    assert command(monkeypatch, *options, "--no-slice-at-freeze") == 0
+    sliced, masked = ({line["step"]: line["val_loss"] for line in read_log(run) if "val_loss" in line}
+                      for run in (finished_run, tmp_path / "run"))
+    assert sliced[8] == pytest.approx(masked[8], abs=1e-5)
+    assert sliced[16] == pytest.approx(masked[16], abs=0.05)
+
+
+# In the search, at the freeze, after it.
+@pytest.mark.parametrize("stop", [pytest.param(5, marks=long), 8, 11])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(monkeypatch, options, tmp_path, capsys, stop):
+    """Asked by SIGTERM to stop, it saves after the step and says how to go on: to the same log and model."""
+    whole, step = tmp_path / "whole", train.Run.advance
+    options = [*options, "--paper", "--slice-at-freeze", "--log-every", 1]
+    assert command(monkeypatch, *options, "--out", whole) == 0
+
+    def interrupted(run):
+        if run.step == stop - 1:
+            assert callable(signal.getsignal(signal.SIGTERM))
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "advance", interrupted)
+        assert command(patch, *options) == 130
+    assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert read_log(tmp_path / "run")[-1]["step"] == stop and not (tmp_path / "run/pruned").exists()
+    assert command(monkeypatch, "--resume", tmp_path / "run") == 0
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_run_that_ends_between_checkpoint_and_log_loses_neither(monkeypatch, options, tmp_path,
+                                                                  finished_run):
+    """In the last of its five saves, of which each writes two files."""
+    write, written = data.write_atomic, []
+
+    def dying(path, how):
+        write(path, how)
+        written.append(path)
+        if len(written) == 9:
+            raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "write_atomic", dying)
+        assert command(patch, *options) == 9
+    assert command(monkeypatch, "--resume", tmp_path / "run") == 0
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+# ----------------------------------------------------------------------------------------- the players' steps
+
+@pytest.mark.parametrize("decisions", ["atp", "two-stage", *atp.CRITERIA, "none"])
 def test_methods_differ_in_their_decisions_alone(model_dir, data_file, tokenizer, decisions):
-    """Static and no decisions are cut before the first step, two-stage learns without LoRA first; all LoRA learns alike."""
+    """Criteria, and no decisions, are cut before the first step; two-stage learns without LoRA first; LoRA
+    learns alike in all."""
     model = llama.load(model_dir)
-    config = train.Config(model=str(model_dir), steps=8, seq_len=32, batch_size=4, lr=1e-2, freeze_at=0.5, decisions=decisions)
-    groups = train.Groups(model.config, config.space)
-    export.add_lora(model, rank=4, scale=2.0)
-    run = train.Run(config, model, groups, train.data.load([str(data_file)], tokenizer, config.seq_len))
+    config = train.Config(model=str(model_dir), steps=8, seq_len=32, batch_size=4, lr=1e-2, freeze_at=0.5,
+                          decisions=decisions)
+    run = train.Run(config, model, data.load([str(data_file)], tokenizer, config.seq_len))
     run.decide_first()
-    assert run.frozen == run.sliced == (decisions not in ("atp", "two-stage"))
+    assert run.decisions.frozen == run.cut == (decisions not in ("atp", "two-stage"))
     before, learned, lr = {}, [], []
     while run.step < run.steps:
         terms = run.advance()
-        now = {name: p.detach().clone() for name, p in export.lora_parameters(model).items()}
+        now = {name: p.detach().clone() for name, p in model.lora().items()}
         learned.append([name for name in now if name in before and not torch.equal(now[name], before[name])])
         before, lr = now, lr + [terms[key] for key in ("lr",) if key in terms]
-    assert lr == [config.lr * train.schedule(step, 8, config.warmup) for step in range(8)]
-    assert len(learned[-1]) == len(now) == 3 * 7 * 2  # after a cut, too, the optimizer moves every LoRA parameter
+    assert lr == pytest.approx([1e-2] + [1e-2 * (0.55 + 0.45 * math.cos(math.pi * i / 7)) for i in range(7)])
+    assert len(learned[-1]) == len(now) == 3 * 7 * 2  # after a cut, too, the optimizer moves every parameter
     assert [bool(names) for names in learned[1:3]] == [decisions != "two-stage"] * 2
-    assert groups.kept(run.d) / groups.total == pytest.approx(1 if decisions == "none" else 0.6, abs=0.01)
+    kept = run.groups.kept(run.decisions.d) / run.groups.total
+    assert kept == pytest.approx(1 if decisions == "none" else 0.6, abs=0.01) and run.cut
+    assert kept * run.groups.total == pytest.approx(sum(linear.weight.numel() for linear in model.linears()))
 
 
 def searching_run(model_dir, data_file, tokenizer, **config):
-    """A run in the middle of its search that has no validation split at all: none of its steps may look there."""
+    """A run in the middle of its search that has no validation split: none of its steps may look there."""
     model = llama.load(model_dir)
-    config = train.Config(model=str(model_dir), steps=100, seq_len=32, batch_size=4, lr=1e-2, warmup=0.0, freeze_at=0.5, **config)
-    rows = train.data.load([str(data_file)], tokenizer, config.seq_len)
-    rows.validation = rows.questions = None
-    torch.manual_seed(0)
-    groups = train.Groups(model.config, "dims")
-    export.add_lora(model, rank=4, scale=2.0)
+    config = train.Config(model=str(model_dir), steps=100, seq_len=32, batch_size=4, lr=1e-2,
+                          freeze_at=0.5, **config)
+    rows = data.load([str(data_file)], tokenizer, config.seq_len)._replace(validation=None, questions=None)
+    run = train.Run(config, model, rows)
     for linear in model.linears():
         linear.B.data.normal_(std=0.1)
-    run = train.Run(config, model, groups, rows)
-    run.generator_step()  # one of the warm start
+    run.generator_step(0)  # one of the warm start
     run.step = 45  # the budget is at its target
     return run
 
@@ -87,190 +162,194 @@ def searching_run(model_dir, data_file, tokenizer, **config):
 def lora_of(run, removed: bool, what=lambda B: B):
     """B (or its gradient) of w1 and w3, in the removed or in the kept groups of the first layer."""
     linears, axes = run.model.layers[0].linears(), run.groups.axes[0]
-    return [what(linears[name].B)[run.d[axes[(name, 0)][0]] != removed] for name in ("w1", "w3")]
+    return [what(linears[name].B)[run.decisions.d[axes[(name, 0)][0]] != removed] for name in ("w1", "w3")]
 
 
 def test_the_players_move_apart_and_never_look_at_the_validation_split(model_dir, data_file, tokenizer):
     run = searching_run(model_dir, data_file, tokenizer, alternate=True, lasso="none")
-    lora = {name: p.detach().clone() for name, p in export.lora_parameters(run.model).items()}
-    assert run.generator.prior.std() > 0.5  # the warm start
-    logits = run.generator().detach()
-    run.generator_step()
-    assert not torch.equal(run.generator(), logits) and 0 < int((~run.d).sum()) < len(run.d)
-    for name, p in export.lora_parameters(run.model).items():
+    decisions, lora = run.decisions, {name: p.detach().clone() for name, p in run.model.lora().items()}
+    assert decisions.generator.prior.std() > 0.5  # the warm start
+    logits, rows = decisions.generator().detach(), run.rows
+    run.rows = rows._replace(train=None)
+    run.generator_step(0)
+    assert not torch.equal(decisions.generator(), logits) and 0 < int((~decisions.d).sum()) < len(decisions.d)
+    for name, p in run.model.lora().items():
         assert torch.equal(p, lora[name]) and p.grad is None
-    logits, d = run.generator().detach(), run.d
+    logits, d = decisions.generator().detach(), decisions.d
+    run.rows = rows._replace(decision=None)
     run.lora_step()
-    assert torch.equal(run.generator(), logits) and run.d is d
+    assert torch.equal(decisions.generator(), logits) and decisions.d is d
     # Through the LoRA-aware forward, B gets gradients where its groups are off just as where they are on.
     for removed in (True, False):
         assert all(len(rows) and rows.any(dim=1).all() for rows in lora_of(run, removed, lambda B: B.grad))
 
 
 def test_the_warm_start_costs_nothing(model_dir, data_file, tokenizer):
-    """While everything is kept, LoRA's own passes add up Taylor's saliency; then the search begins from it."""
-    run = searching_run(model_dir, data_file, tokenizer, spread=3.0)
-    run.generator.gradients.zero_()
+    """While everything is kept, LoRA's own passes add up Taylor's saliency; the search begins from it."""
+    run = searching_run(model_dir, data_file, tokenizer)
+    decisions, generator = run.decisions, run.decisions.generator
+    generator.gradients.zero_()
     run.step, wanted = 0, 0
-    while run.step < run.warm_steps:
-        batch = run.batch(run.rows.train, run.config.batch_size, run.step, run.config.seed)
+    while run.step < decisions.warm_steps:
+        tokens, targets = run.rows.train.batch(run.config.batch_size, run.step, run.config.seed)
         d = torch.ones(len(run.groups), requires_grad=True)
-        loss = run.model.nll(*batch[:2], run.groups.masks(d, aware=False)) / batch[2]
+        loss = run.model.nll(tokens, targets, run.groups.masks(d, aware=False)) / (targets >= 0).sum()
         wanted += torch.autograd.grad(loss, d)[0].abs()
-        assert run.advance()["loss"] == pytest.approx(loss.item(), abs=1e-5) and run.d.all()
-    assert run.warm_steps == 25 and torch.allclose(run.generator.gradients, wanted, rtol=1e-3)
-    assert run.generator().std().item() == pytest.approx(3, rel=1e-4)
-    assert torch.equal(run.target_decisions(), run.groups.decide(log_saliency(run.groups, wanted), 0.6)[0])
-    prior = run.generator.prior.clone()
+        assert run.advance()["loss"] == pytest.approx(loss.item(), abs=1e-5) and decisions.d.all()
+    assert decisions.warm_steps == 25 and torch.allclose(generator.gradients, wanted, rtol=1e-3)
+    assert generator().std().item() == pytest.approx(2, rel=1e-4)
+    assert torch.equal(decisions.final(), run.groups.decide(atp.log_saliency(run.groups, wanted), 0.6))
+    prior = generator.prior.clone()
     run.advance()
-    assert not run.d.all() and torch.equal(run.generator.prior, prior) and not torch.equal(run.generator(), prior)
+    assert not decisions.d.all() and torch.equal(generator.prior, prior)
+    assert not torch.equal(generator(), prior)
 
 
 def test_one_pass_teaches_both_players(model_dir, data_file, tokenizer):
     """The generator's gradient is that of the loss in its logits, by autograd all the way; so is LoRA's."""
-    run = searching_run(model_dir, data_file, tokenizer, lasso="none", clip=1e9)
+    run = searching_run(model_dir, data_file, tokenizer, lasso="none")
     tokens, targets = run.rows.train.batch(run.config.batch_size, run.step, run.config.seed)
-    loss = run.model.nll(tokens, targets, run.groups.masks(run.soft_decisions(), aware=False)) / (targets >= 0).sum()
-    players = [list(run.generator.parameters()), list(export.lora_parameters(run.model).values())]
-    wanted = torch.autograd.grad(loss, sum(players, []))
+    soft = run.decisions.soft(run.step)
+    loss = run.model.nll(tokens, targets, run.groups.masks(soft, aware=False)) / (targets >= 0).sum()
+    players = [list(run.decisions.generator.parameters()), list(run.model.lora().values())]
+    of_generator, of_lora = (torch.autograd.grad(loss, player, retain_graph=True) for player in players)
     before = [[p.detach().clone() for p in player] for player in players]
-    assert run.lora_step()["loss"] == pytest.approx(loss.item(), abs=1e-5)
-    clipping = min(1, 3 / torch.stack([g.norm() for g in wanted[:len(players[0])]]).norm())  # the generator's
-    for p, gradient in zip(sum(players, []), [g * clipping for g in wanted[:len(players[0])]] + list(wanted[len(players[0]):])):
-        assert torch.allclose(p.grad, gradient, atol=1e-5)
-    for player, old in zip(players, before):
+    assert run.joint_step()["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    for player, old, wanted, norm in zip(players, before, (of_generator, of_lora), (3, 1)):
+        clipping = min(1, norm / torch.stack([g.norm() for g in wanted]).norm())
+        for p, gradient in zip(player, wanted, strict=True):
+            assert torch.allclose(p.grad, gradient * clipping, atol=1e-5)
         assert not all(map(torch.equal, player, old))
-    assert 0 < int((~run.d).sum()) < len(run.d)
+    assert 0 < int((~run.decisions.d).sum()) < len(run.decisions.d)
 
 
-def test_the_lasso_acts_in_the_loop(model_dir, data_file, tokenizer):
-    run = searching_run(model_dir, data_file, tokenizer, alternate=True, lasso_weight=100.0)
-    run.generator_step()
+def test_accumulated_batches_count_as_one(model_dir, data_file, tokenizer):
+    """Two passes of 4 rows are one of 8: the loss and every gradient, however many targets each pass has."""
+    run = searching_run(model_dir, data_file, tokenizer, accumulate=2)
+    batches = run.train_batches()
+    for i, (tokens, *_) in enumerate(batches):  # at step 45, these are the 90th and the 91st
+        assert torch.equal(tokens, run.rows.train.batch(4, 90 + i, run.config.seed)[0])
+    batches[0][1][:, 5:] = data.IGNORE
+    batches = [(tokens, targets, (targets != data.IGNORE).sum()) for tokens, targets, _ in batches]
+    both = [torch.cat(parts) for parts in zip(*(batch[:2] for batch in batches))]
+    d = torch.ones(len(run.groups))
+    once = run.gradients([(*both, sum(batch[2] for batch in batches))], d, False, run.lora)
+    for a, b in zip(run.gradients(batches, d, False, run.lora), once, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("lasso", ["proximal", "loss"])
+def test_the_lasso_acts_in_the_loop(model_dir, data_file, tokenizer, lasso):
+    run = searching_run(model_dir, data_file, tokenizer, alternate=True, lasso=lasso, lasso_weight=100.0)
+    run.generator_step(0)
+    before = {removed: lora_of(run, removed) for removed in (True, False)}
     run.lora_step()
-    assert not any(rows.any() for rows in lora_of(run, removed=True))
-    assert all(rows.any(dim=1).all() for rows in lora_of(run, removed=False))
+    if lasso == "proximal":
+        assert not any(rows.any() for rows in lora_of(run, removed=True))
+    else:  # where B is removed, and only there, its gradient points along B
+        for removed, rows in before.items():
+            for gradient, row in zip(lora_of(run, removed, lambda B: B.grad), rows):
+                along = torch.cosine_similarity(gradient, row)
+                assert (along > 0.99).all() if removed else (along < 0.99).all()
+    for rows, old in zip(lora_of(run, removed=False), before[False]):
+        assert rows.any(dim=1).all() and abs(rows.norm() / old.norm() - 1) < 0.2
 
 
-def test_slicing_at_the_freeze_makes_no_jump(monkeypatch, options, tmp_path):
-    """At the freeze, the validation loss of the cut model is the masked one's; the exported models end alike."""
-    at_freeze, at_end = [], []
-    for flag in ("--slice-at-freeze", "--no-slice-at-freeze"):
-        assert command(monkeypatch, *options, flag, "--out", tmp_path / flag) == 0
-        losses = {line["step"]: line["val_loss"] for line in read_log(tmp_path / flag) if "val_loss" in line}
-        at_freeze.append(losses[8])
-        at_end.append(losses[16])
-    assert at_freeze[0] == pytest.approx(at_freeze[1], abs=1e-5)
-    assert at_end[0] == pytest.approx(at_end[1], abs=0.05)
+# ------------------------------------------------------------------------------------------ what is around it
 
-
-@pytest.mark.parametrize("stop", [5, 8, 11])  # in the search, at the freeze, after it
-def test_a_resumed_run_ends_like_an_uninterrupted_one(monkeypatch, options, tmp_path, stop):
-    whole = tmp_path / "whole"
-    assert command(monkeypatch, *options, "--out", whole, "--paper", "--slice-at-freeze") == 0
-    step = train.Run.lora_step
-
-    def interrupted(run):
-        terms = step(run)
-        run.stop_asked = run.step == stop - 1
-        return terms
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Run, "lora_step", interrupted)
-        assert command(patch, *options, "--paper", "--slice-at-freeze") == 130
-    assert command(monkeypatch, "--resume", tmp_path / "run") == 0
-    steps = {line["step"] for line in read_log(whole)}
-    assert [line for line in read_log(tmp_path / "run") if line["step"] in steps] == read_log(whole)
-    for (name, a), b in zip(llama.load(whole / "pruned").named_parameters(), llama.load(tmp_path / "run/pruned").parameters()):
-        assert torch.equal(a, b), name
-
-
-def test_export_again_from_the_checkpoint(monkeypatch, options, tmp_path, capsys):
+def test_export_again_from_the_checkpoint(monkeypatch, options, tmp_path, capsys, finished_run):
     assert command(monkeypatch, *options, "--no-slice-at-freeze") == 0
-    run = tmp_path / "run"
-    assert command(monkeypatch, run, "--out", tmp_path / "again", main=export.main) == 0
-    for a, b in zip(llama.load(run / "pruned").parameters(), llama.load(tmp_path / "again").parameters()):
-        assert torch.equal(a, b)
-    assert command(monkeypatch, run, "--out", tmp_path / "half", "--dtype", "bfloat16", main=export.main) == 0
+    for run, again in ((finished_run, "cut"), (tmp_path / "run", "masked")):
+        assert command(monkeypatch, run, "--out", tmp_path / again, main=export.main) == 0
+        ours, theirs = (llama.load(path).parameters() for path in (run / "pruned", tmp_path / again))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    half = tmp_path / "half"
+    assert command(monkeypatch, finished_run, "--out", half, "--dtype", "bfloat16", main=export.main) == 0
     capsys.readouterr()
-    assert command(monkeypatch, tmp_path / "half", "--prompt", "On day 5 the bank shall", "--max-tokens", 8, main=llama.main) == 0
-    assert "8 tokens in" in capsys.readouterr().out
+    ask = [half, "--prompt", "On day 5 the bank shall", "--max-tokens", 8]
+    assert command(monkeypatch, *ask, main=llama.main) == 0
+    assert "8 tokens" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(monkeypatch, options, tmp_path, capsys):
-    step = train.Run.lora_step
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(monkeypatch, options, tmp_path,
+                                                                          capsys):
+    step = train.Run.advance
 
     def poisoned(run):
-        if run.step >= 6:
-            next(iter(export.lora_parameters(run.model).values())).data.fill_(math.nan)
+        if run.step == 6:
+            next(iter(run.model.lora().values())).data.fill_(math.nan)
         return step(run)
 
-    monkeypatch.setattr(train.Run, "lora_step", poisoned)
+    monkeypatch.setattr(train.Run, "advance", poisoned)
     assert command(monkeypatch, *options) == 2
     error = capsys.readouterr().err
     assert "not finite" in error and "--lr" in error and error.count("\n") == 1
-    assert export.read_checkpoint(tmp_path / "run")["step"] == 5
+    saved = llama.read_tensors(tmp_path / "run/ckpt.pt", mmap=False)
+    assert saved["step"] == 4 and all(p.isfinite().all() for p in saved["lora"].values())
 
 
-@pytest.mark.parametrize("player, flags, updates", [("lora_step", ["--alternate"], 1), ("generator_step", ["--alternate"], 1), ("lora_step", [], 2)])
-def test_one_bad_batch_is_skipped_and_counted(monkeypatch, options, tmp_path, player, flags, updates):
-    nll, step = llama.Llama.nll, getattr(train.Run, player)
-
-    def poisoned(run):
-        with monkeypatch.context() as patch:
-            if run.step == 2:
-                patch.setattr(llama.Llama, "nll", lambda *arguments: nll(*arguments) * math.nan)
-            return step(run)
-
-    monkeypatch.setattr(train.Run, player, poisoned)
-    assert command(monkeypatch, *options, *flags) == 0
-    assert [line["skipped"] for line in read_log(tmp_path / "run")] == [0] + [updates] * 7
-    assert all(p.isfinite().all() for p in llama.load(tmp_path / "run/pruned").parameters())
-
-
-def test_resuming_with_other_data_is_refused_by_name(monkeypatch, options, tmp_path, data_file, capsys):
-    copy = tmp_path / "copy.jsonl"
-    copy.write_bytes(data_file.read_bytes())
-    assert command(monkeypatch, *options, "--data", copy) == 0
-    copy.write_bytes(data_file.read_bytes() + b'{"text": "one more"}\n')
+def test_resuming_with_other_data_or_another_base_is_refused(monkeypatch, options, tmp_path, data_file,
+                                                             model_dir, capsys):
+    texts, model = tmp_path / "copy.jsonl", tmp_path / "model"
+    shutil.copytree(model_dir, model)
+    texts.write_bytes(data_file.read_bytes())
+    assert command(monkeypatch, *options, "--data", texts, "--model", model, "--steps", 1) == 0
+    texts.write_bytes(data_file.read_bytes() + b'{"text": "one more"}\n')
     assert command(monkeypatch, "--resume", tmp_path / "run") == 2
-    assert "copy.jsonl changed" in capsys.readouterr().err
+    assert "changed since the checkpoint" in capsys.readouterr().err
+    texts.write_bytes(data_file.read_bytes())
+    llama.save(random_model(lora=False, seed=1), model, model_dir)
+    assert command(monkeypatch, "--resume", tmp_path / "run") == 2
+    assert "changed since the checkpoint" in capsys.readouterr().err
 
 
-def test_a_run_is_replaced_only_when_asked(monkeypatch, options, tmp_path, capsys):
-    assert command(monkeypatch, *options) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+def test_a_run_is_replaced_only_when_asked(monkeypatch, options, tmp_path, capsys, finished_run):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = content(run)
     assert command(monkeypatch, *options, "--steps", 10) == 2
     error = capsys.readouterr().err
-    assert "--resume" in error and "--overwrite" in error
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert "--resume" in error and "--overwrite" in error and content(run) == before
     assert command(monkeypatch, *options, "--steps", 10, "--overwrite") == 0
-    assert read_log(tmp_path / "run")[-1]["step"] == 10
+    assert read_log(run)[-1]["step"] == 10
+
+
+def test_a_model_directory_may_hold_more_than_the_model(monkeypatch, options, tmp_path, model_dir):
+    model = tmp_path / "model"
+    shutil.copytree(model_dir, model)
+    (model / ".git").mkdir()
+    (model / "README.md").write_text("A LLaMA.")
+    assert command(monkeypatch, *options, "--model", model, "--steps", 1) == 0
 
 
 def test_a_checkpoint_of_a_7b_run_is_under_600_mb():
     """LLaMA-2-7B, rank 8, all seven linears: what is learned and AdamW's two moments, in float32."""
     config = llama.LlamaConfig(dim=4096, n_layers=32, n_heads=32, vocab_size=32000, multiple_of=256)
-    groups = train.Groups(config, "dims")
+    groups = atp.Groups(config, "dims")
     with torch.device("meta"):
         model = llama.Llama(config)
-        export.add_lora(model, 8, 2.0)
-    learned = [*export.lora_parameters(model).values(), *train.Generator(groups).parameters()]
+        model.add_lora(8, 2.0)
+    learned = [*model.lora().values(), *atp.Generator(groups).parameters()]
     assert llama.count_parameters(model) == 6_738_415_616
     assert 3 * 4 * sum(p.numel() for p in learned) + len(groups) < 600e6
 
 
 def test_schedule_worked_by_hand():
-    assert [train.schedule(step, 110, warmup=10 / 110) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert train.schedule(60, 110, 10 / 110) == pytest.approx(0.55) and train.schedule(110, 110, 10 / 110) == pytest.approx(0.1)
+    rise = [train.schedule(step, 110, warmup=10 / 110) for step in (0, 4, 9)]
+    assert rise == pytest.approx([0.1, 0.5, 1.0])
+    assert train.schedule(60, 110, 10 / 110) == pytest.approx(0.55)
+    assert train.schedule(110, 110, 10 / 110) == pytest.approx(0.1)
 
 
 def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
-    """A question whose answer is what the model would say is right, any other is wrong; options are ranked by likelihood."""
+    """A question whose answer is what the model would say is right, any other is wrong; options are ranked by
+    likelihood."""
     model = llama.load(model_dir)
     prompt = "On day 5 the bank shall pay"
     ids = [tokenizer.bos] + tokenizer.encode([prompt])[0]
     scores = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
-    pieces = [t for t in scores.argsort(descending=True).tolist() if tokenizer.encode([tokenizer.decode([t])]) == [[t]]]
+    likely = scores.argsort(descending=True).tolist()
+    pieces = [t for t in likely if tokenizer.encode([tokenizer.decode([t])]) == [[t]]]
     options = tuple(tokenizer.decode([t]) for t in (pieces[-1], pieces[0], pieces[-2]))
 
     def score(text):
@@ -280,16 +359,19 @@ def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
 
     best = max(options, key=score)
     for answer in options:
-        question = train.data.Example(prompt, answer, options)
+        question = data.Example(prompt, answer, options)
         assert train.answer_accuracy(model, tokenizer, [question], 64) == (answer == best)
-    assert train.answer_accuracy(model, tokenizer, [train.data.Example(prompt, "lot 17")], 64) == 0
+    assert train.answer_accuracy(model, tokenizer, [data.Example(prompt, "lot 17")], 64) == 0
     assert train.answer_accuracy(model, tokenizer, [], 64) is None
 
 
-def test_compiled_layers_take_new_decisions_without_compiling_again(monkeypatch, options, tmp_path):
+@long
+def test_compiled_layers_take_new_decisions_without_compiling_again(monkeypatch, options, tmp_path,
+                                                                    finished_run):
     """Without graph breaks; after the cut, each layer of another size is compiled once."""
     compile = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile(self, backend="aot_eager", **how))
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda self, **how: compile(self, backend="aot_eager", **how))
     counters, graphs, step = torch._dynamo.utils.counters, [], train.Run.advance
     counters.clear()
 
@@ -298,9 +380,10 @@ def test_compiled_layers_take_new_decisions_without_compiling_again(monkeypatch,
         graphs.append(counters["stats"]["unique_graphs"])
         return terms
 
-    assert command(monkeypatch, *options) == 0
     monkeypatch.setattr(train.Run, "advance", counted)
-    assert command(monkeypatch, *options, "--compile", "--out", tmp_path / "compiled") == 0
-    assert 0 < graphs[0] == graphs[7] < graphs[8] == graphs[-1] <= graphs[7] + 3 and not counters["graph_break"]
-    for eager, compiled in zip(read_log(tmp_path / "run"), read_log(tmp_path / "compiled")):
-        assert eager["kept"] == compiled["kept"] and eager["loss"] == pytest.approx(compiled["loss"], abs=1e-3)
+    assert command(monkeypatch, *options, "--compile") == 0
+    assert 0 < graphs[0] == graphs[7] < graphs[8] == graphs[-1] <= graphs[7] + 3
+    assert not counters["graph_break"]
+    for eager, compiled in zip(read_log(finished_run), read_log(tmp_path / "run"), strict=True):
+        assert eager["kept"] == compiled["kept"]
+        assert eager["loss"] == pytest.approx(compiled["loss"], abs=1e-3)
