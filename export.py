@@ -6,7 +6,7 @@
 The result is a model directory for `llama.py`. Before it gets its name it is loaded back, and its logits on
 validation rows are compared with the pruned forward's.
 """
-import os, resource, shutil, subprocess, sys
+import os, resource, subprocess, sys
 from pathlib import Path
 
 import torch
@@ -59,11 +59,13 @@ def write(model: Llama, groups: Groups, d: Tensor | None, source: Path, tokens: 
         linear.weight = nn.Parameter(whole(linear.weight), requires_grad=False)
         linear.to("meta" if data.RANK else "cpu")  # one at a time, to where they have room together
     if data.RANK == 0:
-        shutil.rmtree(unproven, ignore_errors=True)  # of a process that was killed
         if d is not None:
             cut(model, groups, d)
         for linear in model.linears():
             linear.merge()
+        for name in ("params.json", "consolidated.00.pth", *llama.BESIDE_WEIGHTS):
+            for left in unproven.glob(name + "*"):  # by an export that was killed, whole or half written
+                left.unlink()
         llama.save(model, unproven, source)
     wait_for_all()
     model.to("meta")  # lets go of the weights before the written ones are read

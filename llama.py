@@ -174,7 +174,6 @@ class Llama(nn.Module):
         self.requires_grad_(False)
 
     def linears(self) -> list[LoRALinear]:
-        """All linears that can carry LoRA, layer by layer."""
         return [linear for block in self.layers for linear in block.linears().values()]
 
     def add_lora(self, rank: int, scale: float) -> None:

@@ -218,8 +218,7 @@ class Run:
         for tokens, targets, _ in batches:
             masks = None if self.cut else self.groups.masks(d, aware, self.dtype)
             loss = self.model.nll(tokens, targets, masks) / count
-            new = [loss.detach(), *torch.autograd.grad(loss, wanted)]
-            sums = [a + b for a, b in zip(sums, new)]
+            sums = [a + b for a, b in zip(sums, [loss.detach(), *torch.autograd.grad(loss, wanted)])]
         return data.add_up(sums)
 
     def train_batches(self) -> list:

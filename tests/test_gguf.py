@@ -212,7 +212,7 @@ def refused(monkeypatch, capsys, tmp_path, *arguments, main=from_gguf.main) -> s
     ({"llama.attention.value_length": 16}, "value_length"),
     ({"tokenizer.ggml.model": "gpt2"}, "default"), ({"llama.embedding_length": 64}, "token_embd"),
     ({"llama.block_count": 2}, "not part of this LLaMA"), ({"llama.block_count": 2**31}, "blk.3"),
-    ({"llama.feed_forward_length": 0}, "not positive"), ({"llama.attention.head_count": None}, "head_count"),
+    ({"llama.feed_forward_length": 0}, "'hidden_dim' is 0"), ({"llama.attention.head_count": None}, "head_count"),
     ({"llama.attention.head_count": "four"}, "not a readable"), ({"tensor": "blk.1.ffn_up.weight"}, "ffn_up"),
     ({"tokenizer.ggml.eos_token_id": 999}, "IndexError"),
     ({"tokenizer.ggml.tokens": ["a"]}, "not a readable")],
