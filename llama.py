@@ -1,8 +1,7 @@
 """A self-contained LLaMA: configuration, model, raw checkpoints, generation.
 
-Reads Meta's raw format (`params.json`, `consolidated.NN.pth`, a tokenizer), and the same with layers of
-unequal size, as pruning leaves them. Parameter names are the checkpoint's own, so loading needs no table; in
-`feed_forward`, w1 is the gate, w3 the up and w2 the down projection of SwiGLU.
+Reads Meta's raw format (`params.json`, `consolidated.NN.pth`, a tokenizer), and the same with unequal layers,
+as pruning leaves them. Names are Meta's: w1 is the gate, w3 the up and w2 the down projection of SwiGLU.
 
     python llama.py out/legal/pruned --prompt "The lessee shall"
 
@@ -21,7 +20,7 @@ from data import (IGNORE, PROCESSES, InputError, Parser, Tokenizer, command, fin
                   write_atomic, write_json)
 from lora import LoRALinear, Mask
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class LayerSize:
     """The sizes of one layer. Pruning makes them differ from layer to layer."""
     n_heads: int
@@ -54,12 +53,11 @@ class LlamaConfig:
         check_values(self)
         self.n_kv_heads = self.n_kv_heads or self.n_heads
         self.head_dim = self.head_dim or self.dim // self.n_heads
-        if self.layers is None:
-            hidden = int((self.ffn_dim_multiplier or 1) * int(8 * self.dim / 3))
-            hidden = self.multiple_of * -(-hidden // self.multiple_of)
-            size = LayerSize(self.n_heads, self.n_kv_heads, self.head_dim, self.head_dim, hidden)
-            self.layers = [dataclasses.replace(size) for _ in range(min(self.n_layers, 1000))]
-        self.layers = [size if isinstance(size, LayerSize) else LayerSize(**size) for size in self.layers]
+        hidden = int((self.ffn_dim_multiplier or 1) * int(8 * self.dim / 3))
+        hidden = self.multiple_of * -(-hidden // self.multiple_of)
+        dense = LayerSize(self.n_heads, self.n_kv_heads, self.head_dim, self.head_dim, hidden)
+        layers = [dense] * min(self.n_layers, 1000) if self.layers is None else self.layers
+        self.layers = [size if isinstance(size, LayerSize) else LayerSize(**size) for size in layers]
         if self.head_dim < 2 or self.head_dim % 2 or len(self.layers) != self.n_layers:
             raise ValueError(f"{self.n_layers} layers, {len(self.layers)} sizes; heads of {self.head_dim}")
         every = range(self.head_dim // 2)
@@ -85,9 +83,9 @@ def check_values(sizes) -> None:
     for field in dataclasses.fields(sizes):
         value = getattr(sizes, field.name)
         fits = isinstance(value, field.type) and isinstance(value, bool) == (field.type is bool)
-        limit = 1e12 if isinstance(1.0, field.type) else 2**20  # products of larger sizes overflow
+        limit = 1e12 if field.name == "max_seq_len" or isinstance(1.0, field.type) else 2**20
         if not fits or (type(value) in (int, float) and not 0 < value < limit):
-            raise ValueError(f"{field.name!r} is {str(value)[:40]}")
+            raise ValueError(f"{field.name!r} is {str(value)[:40]}: not positive, too large or of wrong type")
 
 # ----------------------------------------------------------------------------------------------------- model
 def rotary_frequencies(config: LlamaConfig) -> Tensor:
@@ -111,10 +109,9 @@ class Attention(nn.Module):
         self.wk = LoRALinear(config.dim, size.n_kv_heads * size.qk_dim)
         self.wv = LoRALinear(config.dim, size.n_kv_heads * size.v_dim)
         self.wo = LoRALinear(size.n_heads * size.v_dim, config.dim)
-        self.scale = config.head_dim ** -0.5  # of the unpruned head: pruning must not change the softmax
-        self.size = size
+        self.size, self.scale = size, config.head_dim ** -0.5  # as unpruned: the softmax must not change
 
-    def forward(self, x: Tensor, rope: tuple, mask: dict[str, Mask], cache: list | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, mask: dict[str, Mask], cache: list | None) -> Tensor:
         size = self.size
         q = self.wq(x, mask.get("wq")).unflatten(-1, (-1, size.qk_dim))  # B T H Q
         k = self.wk(x, mask.get("wk")).unflatten(-1, (-1, size.qk_dim))  # B T K Q
@@ -124,14 +121,12 @@ class Attention(nn.Module):
             if cache:
                 k, v = torch.cat((cache[0], k), 2), torch.cat((cache[1], v), 2)  # B K S dims
             cache[:] = k, v
-        if size.qk_dim != size.v_dim:
-            # Zeros change neither scores nor values; only equal widths reach the fused kernels.
+        if size.qk_dim != size.v_dim:  # zeros change nothing, and only equal widths reach the fused kernels
             width = -(-max(size.qk_dim, size.v_dim) // 8) * 8
             q, k, v = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, scale=self.scale,
                                            enable_gqa=size.n_heads != size.n_kv_heads)
-        y = y[..., :size.v_dim].transpose(1, 2).flatten(-2)  # B T H*E
-        return self.wo(y, mask.get("wo"))
+        return self.wo(y[..., :size.v_dim].transpose(1, 2).flatten(-2), mask.get("wo"))
 
 class FeedForward(nn.Module):
     def __init__(self, config: LlamaConfig, size: LayerSize):
@@ -151,7 +146,7 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = nn.RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple, mask: dict[str, Mask], cache: list | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, mask: dict[str, Mask], cache: list | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, mask, cache)
         return x + self.feed_forward(self.ffn_norm(x), mask)
 
@@ -165,8 +160,7 @@ class Llama(nn.Module):
 
     def __init__(self, config: LlamaConfig, tied: bool = False):
         super().__init__()
-        self.config = config
-        self.checkpointing = False  # recompute each block in the backward pass, keep no activations in it
+        self.config, self.checkpointing = config, False  # True: blocks recompute activations, keep none
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, size) for size in config.layers)
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
@@ -174,6 +168,7 @@ class Llama(nn.Module):
         self.requires_grad_(False)
 
     def linears(self) -> list[LoRALinear]:
+        """All linears that can carry LoRA, layer by layer."""
         return [linear for block in self.layers for linear in block.linears().values()]
 
     def add_lora(self, rank: int, scale: float) -> None:
@@ -188,16 +183,12 @@ class Llama(nn.Module):
         start = caches[0][0].shape[2] if caches and caches[0] else 0
         positions = torch.arange(start, start + tokens.shape[1], dtype=torch.float32, device=tokens.device)
         angles = torch.outer(positions, rotary_frequencies(self.config).to(tokens.device))[:, None]
-        cos, sin = angles.cos(), angles.sin()  # T 1 head_dim/2
-        x = self.tok_embeddings(tokens)
+        rope = torch.stack((angles.cos(), angles.sin()))  # 2 T 1 head_dim/2
+        x, recompute = self.tok_embeddings(tokens), self.checkpointing and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers):
-            pairs = layer.attention.size.rotary_pairs
-            rope = (cos, sin) if pairs is None else (cos[..., pairs], sin[..., pairs])
-            arguments = x, rope, masks[i] if masks else {}, caches[i] if caches else None
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, *arguments, use_reentrant=False)
-            else:
-                x = layer(*arguments)
+            pairs = layer.attention.size.rotary_pairs or slice(None)
+            given = x, rope[..., pairs], masks[i] if masks else {}, caches[i] if caches else None
+            x = checkpoint(layer, *given, use_reentrant=False) if recompute else layer(*given)
         return self.norm(x)
 
     def forward(self, tokens: Tensor, masks=None, caches=None) -> Tensor:
@@ -209,17 +200,14 @@ class Llama(nn.Module):
         """Summed negative log-likelihood in nats of targets [B, T]; positions marked IGNORE do not count.
         Logits [N, V] exist for `chunk` positions at a time, and their gradient is taken while they do."""
         hidden, W = self.hidden(tokens, masks).flatten(0, 1), (self.output or self.tok_embeddings).weight
-        total, gradient = hidden.new_zeros((), dtype=torch.float32), torch.empty_like(hidden)
+        total, gradient = hidden.new_zeros((), dtype=torch.float32), torch.zeros_like(hidden)
         with torch.no_grad():
             for h, t, g in zip(hidden.split(chunk), targets.flatten().split(chunk), gradient.split(chunk)):
                 logp = F.linear(h, W).float().log_softmax(-1)
                 total += F.nll_loss(logp, t, ignore_index=IGNORE, reduction="sum")
                 if hidden.requires_grad:  # d loss / d logits = softmax - one-hot
-                    one = torch.ones_like(logp[:, :1])
-                    p = logp.exp_().scatter_add_(1, t.clamp(min=0)[:, None], -one)
+                    p = logp.exp_().scatter_add_(1, t.clamp(min=0)[:, None], -torch.ones_like(logp[:, :1]))
                     g.copy_(p.mul_((t != IGNORE)[:, None]).to(h.dtype) @ W)
-        if not hidden.requires_grad:
-            return total
         return total + ((hidden - hidden.detach()).float() * gradient).sum()  # adds 0, with that gradient
 
 def count_parameters(model: nn.Module) -> int:
@@ -234,11 +222,9 @@ def read_tensors(path: Path, mmap: bool) -> dict:
     also for what is compressed (torch misreads that) or, unless mapped, does not match its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
-            compressed = any(record.compress_type for record in archive.infolist())
-            if compressed or (not mmap and archive.testzip()):
+            if any(record.compress_type for record in archive.infolist()) or (not mmap and archive.testzip()):
                 raise ValueError("a compressed record, or one that does not match its checksum")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        return dict(state.items())
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap).items())
     except Exception as error:  # damage shows as BadZipFile, RuntimeError, UnpicklingError, EOFError, ...
         raise InputError(f"{path}: not a readable checkpoint, or damaged ({first_line(error)})") from None
 
@@ -263,21 +249,17 @@ def load(directory: str | Path, dtype=None, device="cpu", sharded=False) -> Llam
     with torch.device("meta"):
         model = Llama(LlamaConfig.read(directory / "params.json"), tied="output.weight" not in names)
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    for name in sorted(names ^ set(shapes), key=str):
+    for name in sorted(names ^ shapes.keys(), key=str):
         problem = "is missing" if name in shapes else "is not part of this LLaMA"
         raise InputError(f"{directory}: tensor {str(name)[:40]} {problem}; it does not fit params.json")
-
-    in_order = sorted(shapes, key=lambda name: (name.startswith("layers."), name))  # vocabularies first
-    for (part, _), names in itertools.groupby(in_order, lambda name: name.split(".")[:2]):
+    for (part, _), names in itertools.groupby(shapes, lambda name: name.split(".")[:2]):
         shards = open_shards(directory)  # anew for every layer: what has been read need not stay in memory
         for name in names:
-            pieces = [shard.get(name) for shard in shards]
-            weight = join(pieces, shapes[name], f"{directory}: tensor {name}")
-            weight = weight.to(device, dtype or weight.dtype, copy=True)
-            if sharded and part == "layers" and weight.dim() == 2:
-                weight = spread(weight)
-            module = model.get_submodule(name.removesuffix(".weight"))
-            module.weight = nn.Parameter(weight, requires_grad=False)
+            w = join([shard.get(name) for shard in shards], shapes[name], f"{directory}: tensor {name}")
+            w = w.to(device, dtype or w.dtype, copy=True)
+            if sharded and part == "layers" and w.dim() == 2:
+                w = spread(w)
+            model.get_submodule(name.removesuffix(".weight")).weight = nn.Parameter(w, requires_grad=False)
     return model
 
 def join(pieces: list[Tensor | None], shape: torch.Size, what: str) -> Tensor:
@@ -315,7 +297,7 @@ def generate(model: Llama, prompt: list[int], max_tokens: int, temperature=0.0, 
         if top_k:
             logits[logits < logits.topk(min(top_k, len(logits))).values[-1]] = -torch.inf
         p = (logits / (temperature or 1)).softmax(-1)
-        tokens = (torch.multinomial(p, 1) if temperature else p.argmax()).view(1, 1)
+        tokens = p.multinomial(1)[None] if temperature else logits.argmax().view(1, 1)
         if int(tokens) in stop:
             return
         yield int(tokens)
@@ -338,17 +320,15 @@ def main() -> None:
     dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
     model, tokenizer = load(args.model, dtype, device), Tokenizer(args.model)
     tokenizer.check(model.config.vocab_size)
-
-    ids, shown, n, begin = tokenizer.encode([args.prompt])[0], "", 0, time.perf_counter()
-    how = args.max_tokens, args.temperature, args.top_k, tokenizer.stop
-    for n, token in enumerate(generate(model, [tokenizer.bos] + ids, *how), 1):
-        ids.append(token)
-        text = tokenizer.decode(ids)
+    ids, new, shown, begin = [tokenizer.bos, *tokenizer.encode([args.prompt])[0]], [], "", time.perf_counter()
+    for token in generate(model, ids, args.max_tokens, args.temperature, args.top_k, tokenizer.stop):
+        new.append(token)
+        text = tokenizer.decode(ids[1:] + new)
         if not text.endswith("\ufffd"):  # the middle of a character that spans several tokens
             print(text[len(shown):], end="", flush=True)
             shown = text
-    speed = n / (time.perf_counter() - begin)
-    print(f"\n\n{n} tokens, {speed:.1f} tokens/s, {count_parameters(model):,} parameters")
+    n, s, params = len(new), time.perf_counter() - begin, count_parameters(model)
+    print(f"\n\n{n} tokens in {s:.1f} s, {n / s:.1f} tokens/s, {params:,} parameters")
 
 if __name__ == "__main__":
     command(main)

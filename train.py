@@ -396,8 +396,9 @@ def main() -> None:
                 (out / name).unlink(missing_ok=True)
 
     def ask_to_stop(signum, frame):
-        run.stop = True  # after this step; a second signal ends at once
-        signal.signal(signum, signal.SIG_DFL)
+        if run.stop or run.step == run.steps:  # a second signal, or one during the export, ends at once
+            sys.exit(130)
+        run.stop = True  # after this step
     signal.signal(signal.SIGINT, ask_to_stop)
     signal.signal(signal.SIGTERM, ask_to_stop)
     tune(run, out)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from lora import LoRALinear, Mask
+from lora import LoRALinear, Mask, Products
 
 
 @pytest.fixture
@@ -64,3 +64,29 @@ def test_keep_cuts_weight_and_lora_alike(linear):
     linear.keep(1, columns)
     assert torch.allclose(linear(x[:, columns]), before, atol=1e-6) and linear.A.shape == (2, 3)
     assert not linear.weight.requires_grad and linear.A.requires_grad and linear.B.requires_grad
+
+
+def test_products_have_autograds_own_gradients():
+    torch.manual_seed(0)
+    x, W, A = (torch.randn(shape, dtype=torch.float64) for shape in [(2, 5, 6), (7, 6), (3, 6)])
+    x.requires_grad_()
+    A.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, A: Products.apply(x, W, A), (x, A))
+    for ours, theirs in zip(Products.apply(x, W, A), (x @ W.T, x @ A.T)):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_soft_decisions_and_lora_have_autograds_own_gradients(linear):
+    """In both forwards, of x, A, B and the decisions themselves."""
+    linear.weight.data = linear.weight.data.double()
+    x, d_in, d_out = (torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in [(3, 6), (6,), (5,)])
+    A, B = (p.detach().double().requires_grad_() for p in (linear.A, linear.B))
+    for aware in (False, True):
+        linear.A, linear.B = torch.nn.Parameter(A.detach()), torch.nn.Parameter(B.detach())
+        y = linear(x, Mask(d_in, d_out, aware))
+        ours = torch.autograd.grad(y.square().sum(), (x, d_in, d_out, linear.A, linear.B))
+        update, W = 1.5 * B @ A, linear.weight
+        y = (x * d_in) @ W.T * d_out + x @ update.T if aware else (x * d_in) @ (W + update).T * d_out
+        theirs = torch.autograd.grad(y.square().sum(), (x, d_in, d_out, A, B))
+        for one, other in zip(ours, theirs):
+            torch.testing.assert_close(one, other)
