@@ -55,22 +55,26 @@ def long(arguments):
     long("--shard"), long("--shard --no-slice-at-freeze --checkpointing"), long("--paper --accumulate 2"),
     long("--decisions activation --shard")])
 def test_two_processes_end_where_one_does(monkeypatch, options, tmp_path, extra):
-    """Up to rounding: off by a few times what another order of rows in each batch makes in one process."""
+    """Up to rounding: off by a few times what other orders of the rows in each batch make in one process."""
     alone = [flag for flag in extra.split() if flag != "--shard"]
     assert command(monkeypatch, *options, *alone) == 0
     output = torchrun(tmp_path / "two", *options, *extra.split())
-    with monkeypatch.context() as patch:
-        batch = data.Rows.batch
-        patch.setattr(data.Rows, "batch", lambda *which: tuple(t.flip(0) for t in batch(*which)))
-        assert command(patch, *options, *alone, "--out", tmp_path / "turned") == 0
-    one, two, turned = (llama.read_tensors(tmp_path / name / "ckpt.pt", mmap=False)
-                        for name in ("run", "two", "turned"))
+    batch = data.Rows.batch
+    orders = {"flipped": lambda t: t.flip(0), "rolled": lambda t: t.roll(1, 0), "both": lambda t: t.flip(0).roll(1, 0)}
+    for name, order in orders.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(data.Rows, "batch", lambda *which: tuple(order(t) for t in batch(*which)))
+            assert command(patch, *options, *alone, "--out", tmp_path / name) == 0
+    one, two, *turned = (llama.read_tensors(tmp_path / name / "ckpt.pt", mmap=False)
+                         for name in ("run", "two", *orders))
     assert torch.equal(one["d"], two["d"])
 
     def distance(other):
         return max(float((other["lora"][name] - p).abs().max()) for name, p in one["lora"].items())
 
-    assert 0 < distance(turned) < 1e-3 and distance(two) < 5 * distance(turned)
+    of_order = max(map(distance, turned))
+    print(f"other orders {[distance(other) for other in turned]}, two processes {distance(two)}")
+    assert 0 < of_order < 1e-3 and distance(two) < 5 * of_order
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "two")]
     for name in ("base", "pruned", "exported"):
         assert summaries[1]["val_loss"][name] == pytest.approx(summaries[0]["val_loss"][name], abs=1e-4)
