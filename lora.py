@@ -27,7 +27,7 @@ class Mask(NamedTuple):
     aware: bool = False  # True: masks of W alone (LoRA-aware); False: of W and LoRA (pruned)
 
 class Products(torch.autograd.Function):
-    """x W^T and x A^T of a frozen W, without autograd's pass to add up x's gradients: 3 to 5 % of a step."""
+    """x W^T [..., out] and x A^T [..., r], without a pass to add up x's two gradients: 3 to 5 % of a step."""
     @staticmethod
     def forward(ctx, x, W, A):
         ctx.save_for_backward(x, W, A)

@@ -1,6 +1,6 @@
 """Tune and prune in one run (ATP, arXiv 2412.14426), then export the smaller model.
 
-    python train.py --data legal.jsonl                                  # built-in tiny base, on a laptop
+    python train.py --data legal.jsonl                                  # built-in base/, on a laptop
     python train.py --model Llama-2-7b --data legal.jsonl --prune 0.4   # one GPU
 
 One pass through soft decisions teaches LoRA the task and the generator G which groups to keep; at T_end
