@@ -156,7 +156,7 @@ class Block(nn.Module):
 
 class Llama(nn.Module):
     """A decoder-only transformer. `masks`: a dict of linear name -> Mask for each layer, or None. `caches`: a
-    list for each layer, which is filled with keys and values: by a whole prompt first, then token by token."""
+    list for each layer, which is filled with keys and values: a whole prompt first, then token by token."""
 
     def __init__(self, config: LlamaConfig, tied: bool = False):
         super().__init__()
