@@ -155,6 +155,10 @@ class Groups:
         return [{kind: d[start:start + n].nonzero().flatten().tolist()
                  for at, kind, start, n in self.segments if at == layer} for layer in range(len(self.axes))]
 
+    def sizes(self, d: Tensor) -> list[list[int]]:
+        """How many groups of each kind stay, one list a layer."""
+        return [[len(groups) for groups in kept.values()] for kept in self.kept_groups(d)]
+
 # --------------------------------------------------------------------------- the generator, and its decisions
 class Generator(nn.Module):
     """G: one fixed orthogonal vector a layer -> transformer encoder over the layers -> a linear head a layer.
@@ -222,7 +226,7 @@ class Decisions:
         objective, keep, terms = (d * gradient).sum(), self.keep(step), {}
         if self.options.budget == "loss":
             term = budget_term((d * self.groups.cost).sum() / self.groups.total, keep)
-            objective, terms["budget"] = objective + ALPHA * term, term.item()
+            objective, terms["R"] = objective + ALPHA * term, term.item()
         self.optimizer.zero_grad()
         objective.backward()
         clip_gradients(self.generator.parameters(), CLIP)

@@ -240,6 +240,23 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
                 raise InputError(f"{path}: {str(name)[:40]!r} is {kind}; expected plain, unquantized tensors")
     return shards
 
+def find(path: Path) -> Path:
+    """The model directory that is meant: `path`, or in a run's directory `pruned`, in Meta's own download
+    `original`. Raises InputError with the command that makes one of what is there instead."""
+    for part in (".", "pruned", "original"):
+        if (path / part / "params.json").exists():
+            return path / part
+    hint = "no such directory; of a hub's model: hf download NAME --local-dir DIR, then scripts/convert_hf.py DIR"
+    if (path / "ckpt.pt").exists():
+        hint = f"a run that has not been exported yet; python train.py --resume {path}"
+    elif (path / "config.json").exists():
+        hint = f"in Hugging Face's format; python scripts/convert_hf.py {path} models/{path.name}"
+    elif path.suffix == ".gguf":
+        hint = f"a GGUF file; python scripts/from_gguf.py {path} models/{path.stem}"
+    elif path.exists():
+        hint = "no model directory, it has no params.json"
+    raise InputError(f"{path}: {hint}")
+
 @torch.no_grad()
 def load(directory: str | Path, dtype=None, device="cpu", sharded=False) -> Llama:
     """Loads a model directory, its weights frozen, in `dtype` or as stored; without `output.weight`, output
@@ -318,7 +335,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     device = find_device(args.device)
     dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
-    model, tokenizer = load(args.model, dtype, device), Tokenizer(args.model)
+    directory = find(args.model)
+    model, tokenizer = load(directory, dtype, device), Tokenizer(directory)
     tokenizer.check(model.config.vocab_size)
     ids, new, shown, begin = [tokenizer.bos, *tokenizer.encode([args.prompt])[0]], [], "", time.perf_counter()
     for token in generate(model, ids, args.max_tokens, args.temperature, args.top_k, tokenizer.stop):
