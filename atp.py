@@ -17,8 +17,7 @@ budget, the lasso and the slicing (export.py) are read off it. Try it:  python -
 import math
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import InputError, add_up, first_process_says
 from llama import LayerSize, Llama, LlamaConfig

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import data
-import llama
+import data, llama
 from atp import ROWS, Groups, pruned_size
 from data import InputError, Tokenizer, wait_for_all
 from llama import Llama

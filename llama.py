@@ -241,21 +241,17 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
     return shards
 
 def find(path: Path) -> Path:
-    """The model directory that is meant: `path`, or in a run's directory `pruned`, in Meta's own download
-    `original`. Raises InputError with the command that makes one of what is there instead."""
+    """The model directory that is meant: `path`, or of a run `pruned`, or of Meta's repositories `original`.
+    Raises InputError with the command that makes one of what is there instead."""
     for part in (".", "pruned", "original"):
         if (path / part / "params.json").exists():
             return path / part
-    hint = "no such directory; of a hub's model: hf download NAME --local-dir DIR, then scripts/convert_hf.py DIR"
-    if (path / "ckpt.pt").exists():
-        hint = f"a run that has not been exported yet; python train.py --resume {path}"
-    elif (path / "config.json").exists():
-        hint = f"in Hugging Face's format; python scripts/convert_hf.py {path} models/{path.name}"
-    elif path.suffix == ".gguf":
-        hint = f"a GGUF file; python scripts/from_gguf.py {path} models/{path.stem}"
-    elif path.exists():
-        hint = "no model directory, it has no params.json"
-    raise InputError(f"{path}: {hint}")
+    for sign, hint in {"ckpt.pt": "python train.py --resume {0} first, the run is not finished",
+                       "config.json": "python scripts/convert_hf.py {0} models/{1} makes one of it",
+                       "": "python scripts/from_gguf.py {0} models/{1} makes one of a GGUF file"}.items():
+        if (path / sign).exists() and (sign or path.is_file()):
+            raise InputError(f"{path}: no model directory; " + hint.format(path, path.stem))
+    raise InputError(f"{path}: no model directory (params.json); hf download gets one from the hub")
 
 @torch.no_grad()
 def load(directory: str | Path, dtype=None, device="cpu", sharded=False) -> Llama:

@@ -12,10 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import atp
-import data
-import export
-import llama
+import atp, data, export, llama
 from data import InputError
 from export import answer_accuracy, peak_memory, validation_loss
 
@@ -347,18 +344,17 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
     rows = data.load(config.data, tokenizer, config.seq_len, config.answer_only)
     if len(rows.train.tokens) < config.batch_size * config.accumulate:
         raise InputError(f"{files}: fewer than one batch; lower --batch-size or --seq-len, or add data")
-    samples = torch.cat([weight.flatten()[:16].float() for weight in weights.values()])
-    digests = {"data": hashlib.sha256(rows.train.tokens.numpy()).hexdigest(),
-               "base": hashlib.sha256(samples.numpy()).hexdigest()}
-    for name, digest in digests.items():
-        if saved and saved["base"][name] != digest:
-            raise InputError(f"--resume: the {name} changed since the checkpoint; restore it or start anew")
+    digest = hashlib.sha256(rows.train.tokens.numpy())
+    for weight in weights.values():
+        digest.update(weight.flatten()[:16].float().numpy())
+    if saved and saved["base"]["sha256"] != digest.hexdigest():
+        raise InputError("--resume: data or base changed since the checkpoint; restore them or start anew")
     run = Run(config, llama.load(base, getattr(torch, config.dtype), device, config.shard), rows, saved)
     run.tokenizer = tokenizer
     print(f"model: {base}, {config.dtype} on {device}; {len(run.groups):,} groups ({config.space}) of "
           f"{run.groups.total:,} parameters; learning rate {config.lr:.2g}\ndata: {files}; rows:",
           ", ".join(f"{len(getattr(rows, name).tokens):,} {name}" for name in rows._fields[:3]))
-    run.base = run.base if saved else measure(run, run.model) | digests  # LoRA adds nothing yet
+    run.base = run.base if saved else measure(run, run.model) | {"sha256": digest.hexdigest()}
     params, loss = run.base["params"], run.base["val_loss"]
     if not math.isfinite(loss):
         raise InputError(f"{base}: its loss is not finite; the weights are damaged, or need --dtype float32")
@@ -446,6 +442,7 @@ def tune_dense(config: Config, out: Path) -> dict:
     print("\nfor comparison, the same without pruning:")
     own, dense = dataclasses.replace(config, decisions="none", log_every=config.eval_every), out / "dense"
     going = (dense / "ckpt.pt").exists()
+    data.wait_for_all()  # before one of them makes it
     run = open_saved(dense, steps=config.steps) if going else start(own, dense, replace=True)
     return work(run, dense, out)
 

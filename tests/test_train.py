@@ -368,7 +368,7 @@ def test_a_model_is_found_where_people_point(monkeypatch, options, tmp_path, cap
     (tmp_path / "hf/config.json").write_text("{}")
     (tmp_path / "begun/ckpt.pt").write_text("")
     (tmp_path / "m.gguf").write_text("GGUF")
-    hints = {"hf": "scripts/convert_hf.py", "begun": "--resume", "empty": "no params.json",
+    hints = {"hf": "scripts/convert_hf.py", "begun": "--resume", "empty": "params.json",
              "m.gguf": "scripts/from_gguf.py", "meta-llama/Llama-2-7b": "hf download"}
     for name, hint in hints.items():
         for main, given in ((llama.main, [tmp_path / name]),
