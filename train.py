@@ -19,7 +19,7 @@ import llama
 from data import InputError
 from export import answer_accuracy, peak_memory, validation_loss
 
-VERSION, RUN_FILES = 2, ("ckpt.pt", "log.jsonl", "summary.json", "pruned")  # what a run writes
+VERSION, RUN_FILES = 3, ("ckpt.pt", "log.jsonl", "summary.json", "pruned")  # what a run writes
 PLAIN = ("step", "seconds", "log", "base")  # a run's attributes that a checkpoint holds as they are
 CALIBRATION, CLIP, WEIGHT_DECAY, WARMUP = 4, 1.0, 0.01, 0.03  # batches for criteria; LoRA's constants
 
@@ -73,7 +73,7 @@ class Config:
     def __post_init__(self):
         """Raises InputError for a value of another type, out of range or not among the choices."""
         self.model = self.model or str(Path(__file__).with_name("base"))
-        self.data = [self.data] if isinstance(self.data, str) else list(self.data)
+        self.data = [self.data] if isinstance(self.data, str) else [*map(str, self.data)]
         for field in dataclasses.fields(self):
             flag, value = "--" + field.name.replace("_", "-"), getattr(self, field.name)
             kind, (low, high) = (int, float) if field.type is float else field.type, field.metadata["range"]
@@ -134,9 +134,9 @@ def tune(run: "Run", out: Path) -> None:
             save(run, out)
 
 class Run:
-    """All that changes while training, and the steps that change it. `saved` is what `state` gave."""
+    """All that changes while training, and the steps that change it."""
 
-    def __init__(self, config: Config, model: llama.Llama, rows: data.Data, saved: dict | None = None):
+    def __init__(self, config: Config, model: llama.Llama, rows: data.Data):
         self.config, self.model, self.rows = config, model, rows
         self.device, self.dtype = model.norm.weight.device, model.norm.weight.dtype
         self.step, self.cut, self.stop, self.seconds, self.log, self.base = 0, False, False, 0.0, [], {}
@@ -151,14 +151,12 @@ class Run:
         model.add_lora(config.rank, config.lora_scale)
         model.checkpointing = config.checkpointing or config.shard  # else what is put together would be kept
         self.lora = list(model.lora().values())
-        self.optimizer = torch.optim.AdamW(self.lora, lr=config.lr, weight_decay=WEIGHT_DECAY)
+        self.optimizer = atp.adamw(self.lora, lr=config.lr, weight_decay=WEIGHT_DECAY)
         self.decisions = atp.Decisions(self.groups, config, search_steps)
         if config.compile:  # layer by layer, as equal ones share their code; new decisions need none
             torch._dynamo.config.recompile_limit = 8 * len(model.layers)  # after the cut, sizes differ
             for layer in model.layers:
                 layer.compile(fullgraph=not config.shard)
-        if saved:
-            self.load_state(saved)
 
     def advance(self) -> dict[str, float]:
         """One step of ATP: who learns from which pass, and at T_end the freeze. Returns what is to log."""
@@ -260,21 +258,39 @@ class Run:
         """What a checkpoint holds: all that is learned, and torch's CPU generator, for all that is random."""
         return {name: getattr(self, name) for name in PLAIN} | {
             "version": VERSION, "config": vars(self.config), "d": self.decisions.d,
-            "learners": [learner.state_dict() for learner in self.decisions.learners()],
-            "lora": {name: p.data for name, p in self.model.lora().items()},
-            "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+            "generator": None if self.decisions.frozen else dict(self.decisions.generator.state_dict()),
+            "lora": {name: p.data for name, p in self.model.lora().items()}, "rng": torch.get_rng_state(),
+            "moments": [optimizer.state_dict()["state"] for optimizer in self.optimizers()]}
+
+    def optimizers(self) -> list:
+        return [self.optimizer] + ([] if self.decisions.frozen else [self.decisions.optimizer])
 
     def load_state(self, saved: dict) -> None:
-        self.decisions.d = saved["d"].to(self.device)
-        if not saved["learners"]:  # as decisions were frozen
-            self.freeze(self.decisions.d)
+        """Goes on where `state` gave `saved`. Raises InputError unless it is of such a run, data and base."""
+        for name, expected in (("step", 0), ("d", self.decisions.d)):
+            llama.like(saved.get(name, ...), expected, f"ckpt.pt, {name}")
+        if saved["step"] >= self.decisions.search_steps:
+            self.freeze(saved["d"].to(self.device))
+        llama.like(saved, self.state(), "ckpt.pt")
+        for name in ("data", "base"):
+            if saved["base"][name] != self.base[name]:
+                raise InputError(f"--resume: the {name} changed since the checkpoint; restore it or start anew")
+        counts = [adam["step"] for state in saved["moments"] for adam in state.values()]
+        try:
+            if saved["step"] > self.steps or not all(0 <= n <= saved["step"] for n in counts):
+                raise ValueError("its steps do not fit its options")
+            json.dumps(saved["log"])
+            torch.set_rng_state(saved["rng"])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"ckpt.pt: {data.first_line(error)}; it is damaged, start anew") from None
         for name in PLAIN:
             setattr(self, name, saved[name])
+        self.decisions.d = saved["d"].to(self.device)
         self.model.load_state_dict(saved["lora"], strict=False)  # all but the base
-        for learner, state in zip(self.decisions.learners(), saved["learners"]):
-            learner.load_state_dict(state)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["rng"])
+        for optimizer, state in zip(self.optimizers(), saved["moments"]):
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        if not self.decisions.frozen:
+            self.decisions.generator.load_state_dict(saved["generator"])
 
 def schedule(step: int, steps: int, warmup=WARMUP) -> float:
     """Fraction of the peak learning rate: linear up over `warmup` of the steps, a cosine down to a tenth."""
@@ -309,21 +325,24 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
         stored = shape.dim >= 512 and all(weight.dtype == torch.bfloat16 for weight in weights.values())
         fast = data.fast_bfloat16(device) and (stored or device.type == "cuda")
         config.dtype = "bfloat16" if fast else "float32"
+    tokens, dtype = config.batch_size * config.seq_len // data.PROCESSES, getattr(torch, config.dtype)
+    data.fits(tokens * shape.dim * shape.n_layers * dtype.itemsize, device, "--batch-size rows of --seq-len")
     rows = data.load(config.data, tokenizer, config.seq_len, config.answer_only)
     if len(rows.train.tokens) < config.batch_size * config.accumulate:
         raise InputError(f"{files}: fewer than one batch; lower --batch-size or --seq-len, or add data")
+    run = Run(config, llama.load(base, dtype, device, config.shard), rows)
     samples = torch.cat([weight.flatten()[:16].float() for weight in weights.values()])
-    digests = {"data": hashlib.sha256(rows.train.tokens.numpy()).hexdigest(),
-               "base": hashlib.sha256(samples.numpy()).hexdigest()}
-    for name, digest in digests.items():
-        if saved and saved["base"][name] != digest:
-            raise InputError(f"--resume: the {name} changed since the checkpoint; restore it or start anew")
-    run = Run(config, llama.load(base, getattr(torch, config.dtype), device, config.shard), rows, saved)
+    run.base = {"params": 0, "val_loss": 0.0, "accuracy": 0.0 if rows.questions else None,
+                "data": hashlib.sha256(rows.train.tokens.numpy()).hexdigest(),
+                "base": hashlib.sha256(samples.numpy()).hexdigest()}
     run.tokenizer = tokenizer
     print(f"model: {base}, {config.dtype} on {device}; {len(run.groups):,} groups ({config.space}) of "
           f"{run.groups.total:,} parameters; learning rate {config.lr:.2g}\ndata: {files}; rows:",
           ", ".join(f"{len(getattr(rows, name).tokens):,} {name}" for name in rows._fields[:3]))
-    run.base = run.base if saved else measure(run, run.model) | digests  # LoRA adds nothing yet
+    if saved:
+        run.load_state(saved)
+    else:
+        run.base |= measure(run, run.model)  # LoRA adds nothing yet
     params, loss = run.base["params"], run.base["val_loss"]
     if not math.isfinite(loss):
         raise InputError(f"{base}: its loss is not finite; the weights are damaged, or need --dtype float32")
@@ -333,8 +352,9 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
 def open_saved(out: Path, dtype: str | None = None) -> Run:
     """The run whose checkpoint is in `out`, in its own dtype or another. Raises InputError."""
     saved = llama.read_tensors(out / "ckpt.pt", mmap=False)
-    if saved.get("version") != VERSION:
+    if str(saved.get("version")) != str(VERSION):
         raise InputError(f"{out / 'ckpt.pt'}: not a checkpoint of this version of train.py; start anew")
+    llama.like(saved.get("config"), vars(Config()) | {"data": []}, f"{out / 'ckpt.pt'}, config")
     config = Config(**saved["config"])
     config.dtype, config.shard = dtype or config.dtype, config.shard and data.PROCESSES > 1
     return open_run(config, saved)
