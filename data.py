@@ -178,8 +178,7 @@ class Tokenizer:
             self.size, self.bos, self.eos, self.stop = n + 256, n, n + 1, {n + 1, n + 9}
         else:
             self.kind, sentencepiece = "sentencepiece", need("sentencepiece", self.path)
-            model = sentencepiece.SentencePieceProcessor()
-            model.LoadFromSerializedProto(content)  # its constructor lets an empty file pass
+            model = sentencepiece.SentencePieceProcessor(model_proto=content or b"-")  # b"" would be no error
             self.size, self.encode = len(model), lambda texts: model.encode(texts, num_threads=-1)
             self.bos, self.eos, self.stop = model.bos_id(), model.eos_id(), {model.eos_id()}
         self.model, self.decode = model, model.decode

@@ -172,10 +172,9 @@ class Llama(nn.Module):
         return [linear for block in self.layers for linear in block.linears().values()]
 
     def add_lora(self, rank: int, scale: float) -> None:
-        linears = self.linears()
-        size = 16 * rank * sum(sum(linear.weight.shape) for linear in linears)  # also gradient and moments
-        fits(size, linears[0].weight.device, f"LoRA of --rank {rank}")
-        for linear in linears:
+        inner = sum(sum(linear.weight.shape) for linear in self.linears())
+        fits(16 * rank * inner, self.norm.weight.device, f"LoRA of --rank {rank}")  # gradient, two moments
+        for linear in self.linears():
             linear.add_lora(rank, scale)
 
     def lora(self) -> dict[str, nn.Parameter]:
@@ -220,32 +219,26 @@ def count_parameters(model: nn.Module) -> int:
 BESIDE_WEIGHTS = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
                   "chat_template.jinja")
 
-def plain(value, name: str):
-    """What was read, nn.Parameters as tensors. Raises ValueError for one whose file lacks its numbers."""
-    if isinstance(value, Tensor):
-        value, odd = value.detach(), value.layout != torch.strided or value.is_nested or value.is_meta
-        if odd or value.untyped_storage().nbytes() < value.nbytes:
-            raise ValueError(f"{name[:40]!r} is sparse, nested, expanded or on the meta device")
-        return value.contiguous()
-    if isinstance(value, dict):
-        return {key: plain(part, name) for key, part in value.items()}
-    return [plain(part, name) for part in value] if isinstance(value, list) else value
-
 def form(value) -> str:
-    """What `like` compares, in words."""
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {[*value.shape]}"
-    return "missing" if value is ... else type(value).__name__
+    """What was read, in words: dtype and shape of a tensor that has all its numbers, or else the type."""
+    if not isinstance(value, Tensor):
+        return "missing" if value is ... else type(value).__name__
+    odd = value.layout != torch.strided or value.is_nested or value.is_meta
+    if odd or value.untyped_storage().nbytes() < value.nbytes:
+        return "sparse, nested, expanded or on the meta device"
+    return f"{value.dtype} {[*value.shape]}"
 
-def like(found, expected, name: str) -> None:
-    """Raises InputError unless what was read has the keys, types, shapes and dtypes of what is expected, of
-    which an empty list stands for any."""
-    if form(found) != form(expected):
-        raise InputError(f"{name[-120:]}: is {form(found)}, expected {form(expected)}; damaged or foreign")
-    if isinstance(expected, list):
-        found, expected = dict(enumerate(found)), dict(enumerate(expected or found))
-    for key in expected | found if isinstance(expected, dict) else ():
-        like(found.get(key, ...), expected.get(key, ...), f"{name}, {key}")
+def restore(own, saved, name: str) -> None:
+    """Copies the tensors in `saved`, a structure of dicts and lists, into those of `own`. Raises InputError
+    unless all keys, types, shapes and dtypes are the same; an empty list stands for any."""
+    if form(saved) != form(own):
+        raise InputError(f"{name[-120:]}: is {form(saved)}, expected {form(own)}; damaged or foreign")
+    if isinstance(own, Tensor):
+        own.copy_(saved.detach())
+    if isinstance(own, list):
+        own, saved = dict(enumerate(own or saved)), dict(enumerate(saved))
+    for key in own | saved if isinstance(own, dict) else ():
+        restore(own.get(key, ...), saved.get(key, ...), f"{name}, {key}")
 
 def read_tensors(path: Path, mmap: bool) -> dict:
     """What `torch.save` wrote to `path`: tensors and plain values, nothing that could run. Raises InputError,
@@ -255,7 +248,7 @@ def read_tensors(path: Path, mmap: bool) -> dict:
             if any(record.compress_type for record in archive.infolist()) or (not mmap and archive.testzip()):
                 raise ValueError("a compressed record, or one that does not match its checksum")
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        return {str(name): plain(value, str(name)) for name, value in found.items()}
+        return {str(name): getattr(value, "data", value) for name, value in found.items()}  # of nn.Parameters
     except Exception as error:  # damage shows as BadZipFile, RuntimeError, UnpicklingError, EOFError, ...
         raise InputError(f"{path}: not a readable checkpoint, or damaged ({first_line(error)})") from None
 
@@ -266,7 +259,7 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
         path = directory / f"consolidated.{i:02d}.pth"
         shards.append(read_tensors(path, mmap=True))
         for name, value in shards[-1].items():
-            if not isinstance(value, Tensor) or not value.is_floating_point():
+            if not isinstance(value, Tensor) or "float" not in form(value):
                 raise InputError(f"{path}: {name[:40]!r} is {form(value)}; expected unquantized tensors")
     return shards
 
@@ -275,16 +268,15 @@ def load(directory: str | Path, dtype=None, device="cpu", sharded=False) -> Llam
     """Loads a model directory, its weights frozen, in `dtype` or as stored; without `output.weight`, output
     and embedding are tied. If `sharded`, layers are spread over torchrun's processes. Raises InputError."""
     directory = Path(directory)
-    first = open_shards(directory)[0]
-    names = first.keys() - {"rope.freqs"}  # LLaMA-2 stores its rotary frequencies, too
+    names = open_shards(directory)[0].keys() - {"rope.freqs"}  # LLaMA-2 stores rotary frequencies, too
     with torch.device("meta"):
         model = Llama(LlamaConfig.read(directory / "params.json"), tied="output.weight" not in names)
     shapes = {name: p.shape for name, p in model.named_parameters()}
     for name in sorted(names ^ shapes.keys()):
         problem = "is missing" if name in shapes else "is not part of this LLaMA"
         raise InputError(f"{directory}: tensor {name[:40]} {problem}; it does not fit params.json")
-    size = sum(p.numel() for p in model.parameters()) * (dtype or first["norm.weight"].dtype).itemsize
-    fits(size // (PROCESSES if sharded else 1), torch.device(device), f"{directory}: the model")
+    size = count_parameters(model) * (dtype or torch.float16).itemsize // (PROCESSES if sharded else 1)
+    fits(size, torch.device(device), f"{directory}: its weights")
     for (part, _), names in itertools.groupby(shapes, lambda name: name.split(".")[:2]):
         shards = open_shards(directory)  # anew for every layer: what has been read need not stay in memory
         for name in names:
@@ -325,9 +317,9 @@ def save(model: Llama, directory: Path, source: Path) -> None:
 def generate(model: Llama, prompt: list[int], max_tokens: int, temperature=0.0, top_k=0, stop=()):
     """Yields token ids after `prompt`, a pass each. Temperature 0 is greedy, top_k 0 samples from all."""
     tokens, caches = torch.tensor([prompt], device=model.norm.weight.device), [[] for _ in model.layers]
-    of_token = sum(size.n_kv_heads * (size.qk_dim + size.v_dim) for size in model.config.layers)
-    size = (len(prompt) + max_tokens) * of_token * model.norm.weight.itemsize
-    fits(size, tokens.device, "the keys and values of --max-tokens")
+    width = sum(size.n_kv_heads * (size.qk_dim + size.v_dim) for size in model.config.layers)
+    needs = (len(prompt) + max_tokens) * width * model.norm.weight.itemsize
+    fits(needs, tokens.device, "keys and values of --max-tokens")
     for _ in range(max_tokens):
         logits = model(tokens, caches=caches)[0, -1]
         if top_k:
@@ -358,10 +350,11 @@ def main() -> None:
     dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
     model, tokenizer = load(args.model, dtype, device), Tokenizer(args.model)
     tokenizer.check(model.config.vocab_size)
-    ids, new, shown, begin = [tokenizer.bos, *tokenizer.encode([args.prompt.decode()])[0]], [], "", time.perf_counter()
+    (prompt,), new, shown, begin = tokenizer.encode([args.prompt.decode()]), [], "", time.perf_counter()
+    ids = [tokenizer.bos, *prompt]
     for token in generate(model, ids, args.max_tokens, args.temperature, args.top_k, tokenizer.stop):
         new.append(token)
-        text = tokenizer.decode(ids[1:] + new)
+        text = tokenizer.decode(prompt + new)
         if not text.endswith("\ufffd"):  # the middle of a character that spans several tokens
             print(text[len(shown):], end="", flush=True)
             shown = text

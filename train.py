@@ -256,26 +256,24 @@ class Run:
 
     def state(self) -> dict:
         """What a checkpoint holds: all that is learned, and torch's CPU generator, for all that is random."""
+        generator, optimizers = self.decisions.generator, (self.optimizer, self.decisions.optimizer)
         return {name: getattr(self, name) for name in PLAIN} | {
             "version": VERSION, "config": vars(self.config), "d": self.decisions.d,
-            "generator": None if self.decisions.frozen else dict(self.decisions.generator.state_dict()),
-            "lora": {name: p.data for name, p in self.model.lora().items()}, "rng": torch.get_rng_state(),
-            "moments": [optimizer.state_dict()["state"] for optimizer in self.optimizers()]}
-
-    def optimizers(self) -> list:
-        return [self.optimizer] + ([] if self.decisions.frozen else [self.decisions.optimizer])
+            "generator": generator and dict(generator.state_dict()),
+            "moments": [optimizer.state_dict()["state"] for optimizer in optimizers if optimizer],
+            "lora": {name: p.data for name, p in self.model.lora().items()}, "rng": torch.get_rng_state()}
 
     def load_state(self, saved: dict) -> None:
         """Goes on where `state` gave `saved`. Raises InputError unless it is of such a run, data and base."""
-        for name, expected in (("step", 0), ("d", self.decisions.d)):
-            llama.like(saved.get(name, ...), expected, f"ckpt.pt, {name}")
+        for name, own in (("step", self.step), ("d", self.decisions.d)):
+            llama.restore(own, saved.get(name, ...), f"ckpt.pt, {name}")
         if saved["step"] >= self.decisions.search_steps:
-            self.freeze(saved["d"].to(self.device))
-        llama.like(saved, self.state(), "ckpt.pt")
+            self.freeze(self.decisions.d)
+        llama.restore(self.state(), saved, "ckpt.pt")
         for name in ("data", "base"):
             if saved["base"][name] != self.base[name]:
-                raise InputError(f"--resume: the {name} changed since the checkpoint; restore it or start anew")
-        counts = [adam["step"] for state in saved["moments"] for adam in state.values()]
+                raise InputError(f"the {name} changed since the checkpoint; restore it or start anew")
+        counts = [adam["step"] for moments in saved["moments"] for adam in moments.values()]
         try:
             if saved["step"] > self.steps or not all(0 <= n <= saved["step"] for n in counts):
                 raise ValueError("its steps do not fit its options")
@@ -285,12 +283,6 @@ class Run:
             raise InputError(f"ckpt.pt: {data.first_line(error)}; it is damaged, start anew") from None
         for name in PLAIN:
             setattr(self, name, saved[name])
-        self.decisions.d = saved["d"].to(self.device)
-        self.model.load_state_dict(saved["lora"], strict=False)  # all but the base
-        for optimizer, state in zip(self.optimizers(), saved["moments"]):
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-        if not self.decisions.frozen:
-            self.decisions.generator.load_state_dict(saved["generator"])
 
 def schedule(step: int, steps: int, warmup=WARMUP) -> float:
     """Fraction of the peak learning rate: linear up over `warmup` of the steps, a cosine down to a tenth."""
@@ -341,8 +333,7 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
           ", ".join(f"{len(getattr(rows, name).tokens):,} {name}" for name in rows._fields[:3]))
     if saved:
         run.load_state(saved)
-    else:
-        run.base |= measure(run, run.model)  # LoRA adds nothing yet
+    run.base |= {} if saved else measure(run, run.model)  # LoRA adds nothing yet
     params, loss = run.base["params"], run.base["val_loss"]
     if not math.isfinite(loss):
         raise InputError(f"{base}: its loss is not finite; the weights are damaged, or need --dtype float32")
@@ -354,7 +345,7 @@ def open_saved(out: Path, dtype: str | None = None) -> Run:
     saved = llama.read_tensors(out / "ckpt.pt", mmap=False)
     if str(saved.get("version")) != str(VERSION):
         raise InputError(f"{out / 'ckpt.pt'}: not a checkpoint of this version of train.py; start anew")
-    llama.like(saved.get("config"), vars(Config()) | {"data": []}, f"{out / 'ckpt.pt'}, config")
+    llama.restore(vars(Config()) | {"data": []}, saved.get("config"), f"{out / 'ckpt.pt'}, config")
     config = Config(**saved["config"])
     config.dtype, config.shard = dtype or config.dtype, config.shard and data.PROCESSES > 1
     return open_run(config, saved)

@@ -176,11 +176,11 @@ def convert(source: Path, target: Path) -> None:
         with torch.device("meta"):
             model = Llama(config, tied="lm_head.weight" not in theirs)
         for name, p in model.named_parameters():
-            weight = theirs.pop(hf_name(name), None)
-            if not isinstance(weight, Tensor) or weight.shape != p.shape or not weight.is_floating_point():
-                found = f"{getattr(weight, 'dtype', 'missing')} {list(getattr(weight, 'shape', []))}"
-                raise InputError(f"{source}: tensor {hf_name(name)} is {found}, config.json wants "
-                                 f"{list(p.shape)}, floating point")
+            weight = theirs.pop(hf_name(name), ...)
+            found, wanted = llama.form(weight), list(p.shape)
+            if not isinstance(weight, Tensor) or "float" not in found or list(weight.shape) != wanted:
+                raise InputError(f"{source}: tensor {hf_name(name)} is {found}, config.json wants {wanted}, "
+                                 "floating point")
             if name.endswith(("wq.weight", "wk.weight")):
                 weight = interleave(weight, config.n_heads if "wq" in name else config.n_kv_heads)
             state[name] = weight
