@@ -4,7 +4,7 @@ A record is `{"text"}`, or `{"prompt", "answer"}` with the candidates of a choic
 from `train`; criteria, and a generator in passes of its own, from `decision` (both are training data);
 `validation` is only ever measured. Try it:  python -m pytest tests/test_data.py
 """
-import argparse, base64, functools, hashlib, importlib, json, os, re, secrets, sys, time, typing
+import argparse, base64, errno, functools, hashlib, importlib, json, os, re, secrets, sys, time, typing
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +24,15 @@ class Parser(argparse.ArgumentParser):
 
 def command(main) -> None:
     """Runs `main()`; what is not a fault of the program becomes one line on stderr and exit status 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # for what the terminal's encoding cannot show
     try:
         return main()
     except KeyboardInterrupt:
         sys.exit(130)
     except (InputError, OSError) as error:
-        problem = error
-    except RuntimeError as error:
-        if not re.search("out of memory|can't allocate memory", str(error)):
+        problem = " ".join(str(error).splitlines())[:500]
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate mem", str(error)):
             raise
         problem = "out of memory; --checkpointing, --dtype bfloat16, a lower --seq-len or --batch-size help"
     print(f"error: {problem}", file=sys.stderr)
@@ -46,6 +47,12 @@ def need(package: str, what):
         return importlib.import_module(package)
     except ImportError:
         raise InputError(f"{what}: needs one more package; pip install {package}") from None
+
+def regular(path: Path) -> Path:
+    """`path`. Raises OSError if it is a folder, or a pipe or device: reading these might never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path
 
 def write_atomic(path: Path, write) -> None:
     """Calls `write(file)` on a file beside `path`, then renames it. Raises InputError, `path` untouched."""
@@ -90,6 +97,16 @@ def find_device(name: str = "auto") -> torch.device:
         raise InputError(f"--device {name}: {first_line(error)}; expected cuda, mps or cpu") from None
     return probe.device
 
+def fits(size: int, device: torch.device, what: str) -> None:
+    """Raises InputError if `size` bytes are more than the GPU has, or the machine and its container."""
+    room, limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), Path("/sys/fs/cgroup/memory.max")
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[1]
+    elif limit.exists() and limit.read_text().strip().isdigit():
+        room = min(room, int(limit.read_text()))
+    if size > room:
+        raise InputError(f"{what}: at least {size >> 30:,} GB, and there are {room >> 30:,}; ask for less")
+
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16: CUDA's from Ampere on, CPUs with AVX512-BF16 (or AMX)."""
     if device.type == "cuda":
@@ -126,7 +143,7 @@ class Tokenizer:
         paths = [Path(directory) / name for name in ("tokenizer.model", "tokenizer.json")]
         self.path = next((path for path in paths if path.exists()), paths[0])
         try:
-            self._open(self.path.read_bytes())
+            self._open(regular(self.path).read_bytes())
             self.space = " " if self.decode(2 * self.encode(["a"])[0]) == "aa" else ""
         except (InputError, KeyboardInterrupt):
             raise
@@ -143,15 +160,17 @@ class Tokenizer:
             model.no_padding()
             self.encode = lambda texts: [e.ids for e in model.encode_batch(texts, add_special_tokens=False)]
             config, more = (self.path.with_name(f"{key}_config.json") for key in ("tokenizer", "generation"))
-            self.size, eos = model.get_vocab_size(), json.loads(config.read_text())["eos_token"]
+            self.size, eos = model.get_vocab_size(), json.loads(regular(config).read_text())["eos_token"]
             self.eos = model.token_to_id(eos["content"] if isinstance(eos, dict) else eos)
-            stop = json.loads(more.read_text()).get("eos_token_id") if more.exists() else None
+            stop = json.loads(regular(more).read_text()).get("eos_token_id") if more.exists() else None
             self.stop = {self.eos, *(stop if isinstance(stop, list) else [stop])} - {None}
             own, bare = model.encode("a").ids[0], self.encode(["a"])[0][0]  # BOS is what it puts first itself
             self.bos = own if own != bare else model.get_vocab().get("<|endoftext|>", self.eos)
         elif re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content):
             ranks = {base64.b64decode(t): int(rank) for t, rank in map(bytes.split, content.splitlines())}
             n = len(ranks)
+            if sorted(ranks.values()) != [*range(n)] or not all(bytes([i]) in ranks for i in range(256)):
+                raise ValueError("its ranks are not 0, 1, 2, ... or a byte has none")  # tiktoken would panic
             special = {f"<|{LLAMA3_SPECIAL.get(i, f'reserved_{i}')}|>": n + i for i in range(256)}
             self.kind, tiktoken = "tiktoken", need("tiktoken", self.path)
             model = tiktoken.Encoding("", pat_str=LLAMA3_WORDS, mergeable_ranks=ranks, special_tokens=special)
@@ -159,7 +178,7 @@ class Tokenizer:
             self.size, self.bos, self.eos, self.stop = n + 256, n, n + 1, {n + 1, n + 9}
         else:
             self.kind, sentencepiece = "sentencepiece", need("sentencepiece", self.path)
-            model = sentencepiece.SentencePieceProcessor(model_proto=content)
+            model = sentencepiece.SentencePieceProcessor(model_proto=content or b"-")  # b"" would be no error
             self.size, self.encode = len(model), lambda texts: model.encode(texts, num_threads=-1)
             self.bos, self.eos, self.stop = model.bos_id(), model.eos_id(), {model.eos_id()}
         self.model, self.decode = model, model.decode
@@ -188,6 +207,8 @@ def parse(record) -> Example:
     if not all(isinstance(text, str) and text.strip().encode() for text in texts):  # half a character raises
         raise InputError(f"a value of {found} is empty or not a string; mend or remove the record")
     prompt, answer, *options = texts if len(texts) > 1 else ("", *texts)
+    if len(options) > 256:  # each costs a pass of its own
+        raise InputError(f"{len(options):,} options, at most 256 can be weighed; remove some or the record")
     if options and answer not in options:
         raise InputError("the answer is none of the options; mend the record")
     return Example(prompt, answer, tuple(options))
@@ -196,7 +217,8 @@ def read(path: str | Path, parse=parse) -> list[Example]:
     """The examples of a JSON lines file, each by `parse(record)`. Raises InputError naming file and line."""
     examples, number = [], 0
     try:
-        for number, line in enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        content = regular(Path(path)).read_bytes().removeprefix(b"\xef\xbb\xbf")
+        for number, line in enumerate(content.split(b"\n"), 1):
             if line.strip():
                 examples.append(parse(json.loads(line.decode())))
     except (ValueError, RecursionError, InputError) as error:

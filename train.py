@@ -72,7 +72,7 @@ class Config:
     def __post_init__(self):
         """Raises InputError for a value of another type, out of range or not among the choices."""
         self.model = self.model or str(Path(__file__).with_name("base"))
-        self.data = [self.data] if isinstance(self.data, str) else list(self.data)
+        self.data = [self.data] if isinstance(self.data, str) else [*map(str, self.data)]
         for field in dataclasses.fields(self):
             flag, value = "--" + field.name.replace("_", "-"), getattr(self, field.name)
             kind, (low, high) = (int, float) if field.type is float else field.type, field.metadata["range"]
@@ -158,9 +158,9 @@ def show_cut(run: "Run") -> None:
         print(f"  {kind:5s}{bars}  {sum(stay) / sum(all_of_it):.0%}", flush=True)
 
 class Run:
-    """All that changes while training, and the steps that change it. `saved` is what `state` gave."""
+    """All that changes while training, and the steps that change it."""
 
-    def __init__(self, config: Config, model: llama.Llama, rows: data.Data, saved: dict | None = None):
+    def __init__(self, config: Config, model: llama.Llama, rows: data.Data):
         self.config, self.model, self.rows = config, model, rows
         self.device, self.dtype = model.norm.weight.device, model.norm.weight.dtype
         self.step, self.cut, self.stop, self.log, self.base = 0, False, False, [], {}
@@ -176,14 +176,12 @@ class Run:
         model.add_lora(config.rank, config.lora_scale)
         model.checkpointing = config.checkpointing or config.shard  # else what is put together would be kept
         self.lora = list(model.lora().values())
-        self.optimizer = torch.optim.AdamW(self.lora, lr=config.lr, weight_decay=WEIGHT_DECAY)
+        self.optimizer = atp.adamw(self.lora, lr=config.lr, weight_decay=WEIGHT_DECAY)
         self.decisions = atp.Decisions(self.groups, config, search_steps)
         if config.compile:  # layer by layer, as equal ones share their code; new decisions need none
             torch._dynamo.config.recompile_limit = 8 * len(model.layers)  # after the cut, sizes differ
             for layer in model.layers:
                 layer.compile(fullgraph=not config.shard)
-        if saved:
-            self.load_state(saved)
 
     def advance(self) -> dict[str, float]:
         """One step of ATP: who learns from which pass, and at T_end the freeze. Returns what is to log."""
@@ -290,23 +288,32 @@ class Run:
 
     def state(self) -> dict:
         """What a checkpoint holds: all that is learned, and torch's CPU generator, for all that is random."""
+        generator, optimizers = self.decisions.generator, (self.optimizer, self.decisions.optimizer)
         return {name: getattr(self, name) for name in PLAIN} | {
             "version": VERSION, "config": vars(self.config), "d": self.decisions.d,
-            "learners": [learner.state_dict() for learner in self.decisions.learners()],
-            "lora": {name: p.data for name, p in self.model.lora().items()},
-            "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+            "generator": generator and dict(generator.state_dict()),
+            "moments": [optimizer.state_dict()["state"] for optimizer in optimizers if optimizer],
+            "lora": {name: p.data for name, p in self.model.lora().items()}, "rng": torch.get_rng_state()}
 
     def load_state(self, saved: dict) -> None:
-        self.decisions.d = saved["d"].to(self.device)
-        if not saved["learners"]:  # as decisions were frozen
+        """Goes on where `state` gave `saved`. Raises InputError unless it is of such a run, data and base."""
+        for name, own in (("step", self.step), ("d", self.decisions.d)):
+            llama.restore(own, saved.get(name, ...), f"ckpt.pt, {name}")
+        if saved["step"] >= self.decisions.search_steps:
             self.freeze(self.decisions.d)
+        llama.restore(self.state(), saved, "ckpt.pt")
+        if saved["base"]["sha256"] != self.base["sha256"]:
+            raise InputError("data or base changed since the checkpoint; restore them or start anew")
+        counts = [adam["step"] for moments in saved["moments"] for adam in moments.values()]
+        try:
+            if saved["step"] > self.steps or not all(0 <= n <= saved["step"] for n in counts):
+                raise ValueError("its steps do not fit its options")
+            json.dumps(saved["log"])
+            torch.set_rng_state(saved["rng"])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"ckpt.pt: {data.first_line(error)}; it is damaged, start anew") from None
         for name in PLAIN:
             setattr(self, name, saved[name])
-        self.model.load_state_dict(saved["lora"], strict=False)  # all but the base
-        for learner, state in zip(self.decisions.learners(), saved["learners"]):
-            learner.load_state_dict(state)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["rng"])
 
 def schedule(step: int, steps: int, warmup=WARMUP) -> float:
     """Fraction of the peak learning rate: linear up over `warmup` of the steps, a cosine down to a tenth."""
@@ -341,20 +348,24 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
         stored = shape.dim >= 512 and all(weight.dtype == torch.bfloat16 for weight in weights.values())
         fast = data.fast_bfloat16(device) and (stored or device.type == "cuda")
         config.dtype = "bfloat16" if fast else "float32"
+    tokens, dtype = config.batch_size * config.seq_len // data.PROCESSES, getattr(torch, config.dtype)
+    data.fits(tokens * shape.dim * shape.n_layers * dtype.itemsize, device, "--batch-size rows of --seq-len")
     rows = data.load(config.data, tokenizer, config.seq_len, config.answer_only)
     if len(rows.train.tokens) < config.batch_size * config.accumulate:
         raise InputError(f"{files}: fewer than one batch; lower --batch-size or --seq-len, or add data")
+    run = Run(config, llama.load(base, dtype, device, config.shard), rows)
     digest = hashlib.sha256(rows.train.tokens.numpy())
     for weight in weights.values():
         digest.update(weight.flatten()[:16].float().numpy())
-    if saved and saved["base"]["sha256"] != digest.hexdigest():
-        raise InputError("--resume: data or base changed since the checkpoint; restore them or start anew")
-    run = Run(config, llama.load(base, getattr(torch, config.dtype), device, config.shard), rows, saved)
+    run.base = {"params": 0, "val_loss": 0.0, "accuracy": 0.0 if rows.questions else None,
+                "sha256": digest.hexdigest()}
     run.tokenizer = tokenizer
     print(f"model: {base}, {config.dtype} on {device}; {len(run.groups):,} groups ({config.space}) of "
           f"{run.groups.total:,} parameters; learning rate {config.lr:.2g}\ndata: {files}; rows:",
           ", ".join(f"{len(getattr(rows, name).tokens):,} {name}" for name in rows._fields[:3]))
-    run.base = run.base if saved else measure(run, run.model) | {"sha256": digest.hexdigest()}
+    if saved:
+        run.load_state(saved)
+    run.base |= {} if saved else measure(run, run.model)  # LoRA adds nothing yet
     params, loss = run.base["params"], run.base["val_loss"]
     if not math.isfinite(loss):
         raise InputError(f"{base}: its loss is not finite; the weights are damaged, or need --dtype float32")
@@ -365,8 +376,9 @@ def open_saved(out: Path, dtype: str | None = None, steps: int | None = None) ->
     """The run whose checkpoint is in `out`, in its own dtype or another, with as many steps or another number
     of them. Raises InputError."""
     saved = llama.read_tensors(out / "ckpt.pt", mmap=False)
-    if saved.get("version") != VERSION:
+    if str(saved.get("version")) != str(VERSION):
         raise InputError(f"{out / 'ckpt.pt'}: not a checkpoint of this version of train.py; start anew")
+    llama.restore(vars(Config()) | {"data": []}, saved.get("config"), f"{out / 'ckpt.pt'}, config")
     config = Config(**saved["config"])
     config.dtype, config.shard = dtype or config.dtype, config.shard and data.PROCESSES > 1
     if steps:  # the search ends where it would have ended

@@ -106,7 +106,8 @@ def evaluate(model, tokenizer, path: Path, seq_len=512, max_tokens=64, limit=0,
             found = answers(model, tokenizer, examples, seq_len, max_tokens, told)
         else:
             rows = data.pack(data.encode(examples, tokenizer), seq_len, False, tokenizer.eos)
-            found = {"perplexity": math.exp(train.validation_loss(model, rows, batch_size=4)),
+            loss = train.validation_loss(model, rows, batch_size=4)
+            found = {"perplexity": math.exp(min(loss, 700)),
                      "tokens": int((rows.targets != data.IGNORE).sum())}
         results[task] = {"records": len(examples), **found}
     return results
