@@ -114,6 +114,7 @@ def test_the_page_of_a_run(tmp_path, monkeypatch, capsys):
     assert page.rows[:4] == table
     assert page.of("b") == [title for title, *_ in report.CHARTS.values()] + [str(run)]
     assert page.of("text").count("T_end") == len(report.CHARTS)
+    assert "this run: 1 at step 0, 0.6 at step 20" in page.of("desc")  # the budget
     assert page.of("li") == ["this run", "the same without pruning"]
     assert "python train.py --out run" in page.of("pre") and "Samples" not in page.of("h2")
     named = dict(zip(page.of("dt"), page.of("dd")))
