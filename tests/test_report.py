@@ -318,6 +318,19 @@ def test_a_flat_curve_has_an_axis(value):
         Reader(charts.chart("x", "T", "u", from_zero, [charts.Curve("a", [(3, value)], None)]))
 
 
+def test_of_several_freezes_the_first_is_named():
+    curves = [charts.Curve(name, [(0, 1.0), (100, 2.0)], freeze) for name, freeze in zip("abcd", (30, 20, 30, None))]
+    page = Reader(charts.chart("x", "T", "u", True, curves))
+    assert page.attributes.count(("path", "class", "freeze")) == 2
+    assert page.of("text").count("T_end") == 1 and page.of("li") == [*"abcd"]
+
+
+@pytest.mark.parametrize("loss, says", [(2.0, "7.39"), (11.0, "59,874.14"), (16.0, "8.89e+06"), (5000.0, "1.01e+304"),
+                                        (float("nan"), "nan")])
+def test_perplexity_of_any_loss(loss, says):
+    assert report.perplexity(loss) == says
+
+
 def test_long_curves_are_thinned_by_means():
     assert charts.thin([(i, 2 * i) for i in range(6)], 3) == [(0.5, 1), (2.5, 5), (4.5, 9)]
     assert charts.thin([(1, 5)], 400) == [(1, 5)] and charts.thin([], 400) == []
