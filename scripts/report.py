@@ -99,6 +99,7 @@ def read_run(path: Path) -> Finished:
         raise InputError(f"{path}: the run is not finished; python train.py --resume {path} goes on with it"
                          if unfinished else f"{path}: not a run directory, it has no summary.json")
     summary, of_dense = read_summary(path / "summary.json"), path / "dense" / "log.jsonl"
+    summary["seconds"].setdefault("total", sum(filter(None, summary["seconds"].values())))
     log = data.read(path / "log.jsonl", parse_line)
     shape = [len(summary["kinds"])] * len(summary["groups"]["base"])
     for counts in [*summary["groups"].values(), *(line["kept"] for line in log if line.get("kept"))]:
@@ -109,7 +110,7 @@ def read_run(path: Path) -> Finished:
 
 def freeze_step(log: list[dict]) -> int | None:
     """T_end, from a log; None if nothing was searched for."""
-    return next((line["step"] for line in log if line["phase"] == "tune" and line.get("kept")), None)
+    return max((line["step"] for line in log if line.get("kept")), default=None)
 
 
 def points(log: list[dict], key: str) -> list[tuple[float, float]]:
