@@ -62,9 +62,11 @@ class Plane(NamedTuple):
 
 
 def plane(curves: list[Curve], from_zero: bool) -> Plane:
-    """With room for all points but those of the first 2 % of the steps, where a loss falls from far above."""
+    """With room for all points; from above zero, as for losses, without those of the first 2 % of the steps, from
+    which they fall so far that nothing could be told apart later."""
     end = max(1, *(step for curve in curves for step, _ in curve.points))
-    values = [y for curve in curves for x, y in curve.points if x > 0.02 * end or x == curve.points[-1][0]]
+    values = [y for curve in curves for x, y in curve.points
+              if from_zero or x > 0.02 * end or x == curve.points[-1][0]]
     low, high = min(values), max(values)
     room = 0.04 * (high - low) or 0.1 * abs(high) or 1.0
     return Plane(end, min(0.0, low) if from_zero else low - room, high + room)

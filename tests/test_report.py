@@ -303,14 +303,22 @@ def test_ticks_are_round_numbers(low, high, labels):
 
 
 def test_curves_are_drawn_to_scale():
-    """By hand: 52 to 378 across, 194 up to 18. What rises above the axis at the beginning is cut off."""
-    curve = charts.Curve("a", [(0, 50.0), (50, 0.0), (100, 10.0)], 50)
+    """By hand: 52 to 378 across, 194 up to 18."""
+    curve = charts.Curve("a", [(0, 10.0), (50, 0.0), (100, 5.0)], 50)
     page = Reader(charts.chart("x", "T", "u", True, [curve]))
     assert charts.plane([curve], True) == charts.Plane(100, 0.0, 10.4)
-    assert ("polyline", "points", "52.0,18.0 215.0,194.0 378.0,24.8") in page.attributes
+    assert ("polyline", "points", "52.0,24.8 215.0,194.0 378.0,109.4") in page.attributes
     assert ("path", "d", "M215.0 18V194") in page.attributes
-    assert "a: 50 at step 0, 10 at step 100" in page.of("desc")
+    assert "a: 10 at step 0, 5 at step 100" in page.of("desc")
     assert charts.chart("x", "T", "u", True, [curve._replace(points=[])]) == ""
+
+
+def test_a_loss_may_begin_above_the_axis():
+    """Its first 2 % of the steps are cut off there: later differences are what there is to see."""
+    curve = charts.Curve("a", [(0, 50.0), (50, 3.0), (100, 2.0)], None)
+    page = Reader(charts.chart("x", "T", "u", False, [curve]))
+    assert charts.plane([curve], False) == charts.Plane(100, 1.96, 3.04)
+    assert ("polyline", "points", "52.0,18.0 215.0,24.5 378.0,187.5") in page.attributes
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -5.0, 1e29, 1e-300])
