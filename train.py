@@ -16,7 +16,7 @@ import atp, data, export, llama
 from data import InputError
 from export import answer_accuracy, peak_memory, validation_loss
 
-VERSION, RUN_FILES = 3, ("ckpt.pt", "log.jsonl", "summary.json", "pruned", "dense")  # what a run writes
+VERSION, RUN_FILES = 3, ("ckpt.pt", "log.jsonl", "summary.json", "pruned", "dense", "report.html")
 PLAIN = ("step", "seconds", "log", "base")  # a run's attributes that a checkpoint holds as they are
 MEASURED = ("params", "val_loss", "accuracy")  # what the summary says of each model
 CALIBRATION, CLIP, WEIGHT_DECAY, WARMUP = 4, 1.0, 0.01, 0.03  # batches for criteria; LoRA's constants
@@ -39,7 +39,7 @@ class Config:
     round_to: int = option(1, "keep dimensions and FFN units in multiples of this, 1 or even", 1)
     dense: bool = option(False, "also tune without pruning, to see what that costs (base/: always)")
     decisions: str = option("atp", "learned while tuning (atp) or before (two-stage); by a criterion; none",
-                            choices=["atp", "two-stage", *atp.CRITERIA, "none"])
+                            choices="atp two-stage taylor magnitude activation random none".split())
     slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
     steps: int = option(300, "LoRA steps", 1, part="LoRA")
     batch_size: int = option(8, "rows of one forward pass", 1)
@@ -129,7 +129,8 @@ def tune(run: "Run", out: Path) -> None:
             terms["val_loss"] = run.timed("evaluation", lambda: validation_loss(
                 run.model, run.rows.validation, config.batch_size, run.masks()))
         # log
-        if milestone or run.step % config.log_every == 0:
+        often = phase == "search" and max(3, run.decisions.search_steps // 8)
+        if milestone or run.step % min(config.log_every, often or config.log_every) == 0:
             if phase == "search":
                 terms["budget"] = run.groups.kept(run.decisions.d) / run.groups.total
             shown = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
@@ -148,14 +149,14 @@ def tune(run: "Run", out: Path) -> None:
             save(run, out)
 
 def show_cut(run: "Run") -> None:
-    """Parameters before and after the cut, and for every kind a bar for each layer: how many groups stay."""
-    all_on, d = torch.ones_like(run.decisions.d), run.decisions.d
-    left = run.base["params"] - run.groups.total + run.groups.kept(d)
-    print(f"cut: {run.base['params']:,} to {left:,} parameters; what stays of each layer, first to last:")
-    kinds = zip(atp.SPACES[run.config.space], zip(*run.groups.sizes(all_on)), zip(*run.groups.sizes(d)))
-    for kind, all_of_it, stay in kinds:
-        bars = "".join("▁▂▃▄▅▆▇█"[7 * n // of] for n, of in zip(stay, all_of_it))
-        print(f"  {kind:5s}{bars}  {sum(stay) / sum(all_of_it):.0%}", flush=True)
+    """Parameters before and after the cut; for every kind a bar for each layer, by how many groups stay."""
+    groups, d, before = run.groups, run.decisions.d, run.base["params"]
+    after = before - groups.total + groups.kept(d)
+    print(f"cut: {before:,} to {after:,} parameters; what stays of each layer, from first to last:")
+    for number, kind in enumerate(atp.SPACES[run.config.space]):
+        bars = "".join("▁▂▃▄▅▆▇█"[7 * int(d[start:start + n].sum()) // n]
+                       for _, of, start, n in groups.segments if of == kind)
+        print(f"  {kind:5s}{bars}  {d[groups.kind == number].float().mean():.0%}", flush=True)
 
 class Run:
     """All that changes while training, and the steps that change it."""
@@ -256,7 +257,8 @@ class Run:
 
     def decide_first(self) -> None:
         """Decides before the first step, for methods that do not learn decisions."""
-        criterion, d = atp.CRITERIA.get(self.config.decisions), self.decisions.d
+        from scripts.criteria import CRITERIA  # the method itself needs none
+        criterion, d = CRITERIA.get(self.config.decisions), self.decisions.d
         if criterion:
             batches = [self.batch(self.rows.decision, i, self.config.seed) for i in range(CALIBRATION)]
             d = self.groups.decide(criterion(self.model, self.groups, batches), 1 - self.prune)
@@ -398,7 +400,7 @@ def start(config: Config, out: Path, replace: bool) -> Run:
         run.lock = data.lock(out)
         claim(out, config, replace)  # another process may have come first
         save(run, out)  # from now on it can be resumed, and has replaced the run before
-        for name in ("log.jsonl", "summary.json", "dense/ckpt.pt"):  # `pruned` is replaced by a new one
+        for name in ("log.jsonl", "summary.json", "report.html", "dense/ckpt.pt"):  # `pruned` is replaced
             (out / name).unlink(missing_ok=True)
     return run
 
@@ -424,7 +426,7 @@ def work(run: Run, out: Path, whole: Path) -> dict:
     return finish(run, out)
 
 def finish(run: Run, out: Path) -> dict:
-    """Exports, measures the exported model, tunes without pruning if asked to; returns what summary.json has."""
+    """Exports, measures, tunes without pruning if asked to; writes and returns the summary."""
     config, groups, d, name = run.config, run.groups, run.decisions.d, "pruned" if run.prune else "tuned"
     tuned = run.timed("evaluation", lambda: measure(run, run.model, run.masks()))
     difference = run.export(out / "pruned")
@@ -450,7 +452,7 @@ def finish(run: Run, out: Path) -> dict:
     return summary
 
 def tune_dense(config: Config, out: Path) -> dict:
-    """The same tuning without pruning, a run of its own in out/dense that is resumed like any; its summary."""
+    """The same tuning without pruning, a run of its own in out/dense, resumed like any; its summary."""
     print("\nfor comparison, the same without pruning:")
     own, dense = dataclasses.replace(config, decisions="none", log_every=config.eval_every), out / "dense"
     going = (dense / "ckpt.pt").exists()
@@ -461,17 +463,17 @@ def tune_dense(config: Config, out: Path) -> dict:
 def show(summary: dict, run: Run, out: Path) -> None:
     """The table, and the commands to type next."""
     print(f"\n{'':8s}{'parameters':>14s}{'val loss':>12s}{'val ppl':>12s}{'accuracy':>12s}")
-    for name, loss in summary["val_loss"].items():
-        accuracy = summary["accuracy"][name]
-        accuracy = "-" if accuracy is None else f"{accuracy:.1%}"
-        print(f"{name:8s}{summary['params'][name]:14,}{loss:12.4f}{math.exp(min(loss, 700)):12.2f}{accuracy:>12s}")
-    print(f"pruned: {run.prune:.2%} requested, {summary['obtained_prune']:.2%} obtained of {run.groups.total:,} "
-          f"parameters\n" + (f"retained: {summary['retained']:.1%}, the perplexity of dense over that of pruned"
-          if summary["retained"] else "what pruning cost: the same command with --dense says it"))
-    pruned, exported = list(summary["val_loss"].values())[-2:]
+    for name, params, loss, right in zip(summary["params"], *(summary[key].values() for key in MEASURED)):
+        accuracy, perplexity = "-" if right is None else f"{right:.1%}", math.exp(min(loss, 700))
+        print(f"{name:8s}{params:14,}{loss:12.4f}{perplexity:12.2f}{accuracy:>12s}")
+    retained, (*_, pruned, exported) = summary["retained"], summary["val_loss"].values()
     opening = " ".join(run.tokenizer.decode(run.rows.validation.tokens[0, 1:16].tolist()).split()[:4])
-    print(f"export: rounding moves logits by at most {summary['max_logit_diff']:.1e}, the loss by "
-          f"{abs(exported - pruned):.1e}\n{sum(summary['seconds'].values()) / 60:.1f} minutes, peak memory "
+    cost = f"retained: {retained:.1%}, the perplexity of dense over that of pruned" if retained else (
+        "what pruning cost: the same command with --dense says it")
+    print(f"pruned: {run.prune:.2%} requested, {summary['obtained_prune']:.2%} obtained of {run.groups.total:,} "
+          f"parameters\n{cost}\nexport: rounding moves logits by at most {summary['max_logit_diff']:.1e}, "
+          f"the loss by {abs(exported - pruned):.1e}")
+    print(f"{sum(summary['seconds'].values()) / 60:.1f} minutes, peak memory "
           f"{summary['peak_memory_bytes'] / 2**30:.2f} GB; more in {out / 'summary.json'}\n\n"
           f"next: python llama.py {out} --prompt {shlex.quote(opening)}\n"
           f"      python scripts/report.py {out}          # curves, what was pruned, samples, as a page\n"
