@@ -406,8 +406,7 @@ def parse_arguments() -> argparse.Namespace:
                         help="as --quick, but ATP with a field of train.Config at each value; may be repeated")
     parser.add_argument("--ablations", action="store_true", help="ATP without each of its parts, at 40 %%")
     parser.add_argument("--tune", action="store_true", help="measure on held-out rows of the train split")
-    parser.add_argument("--check", action="store_true",
-                        help="exit 0 only if ATP is best in every complete cell of main.jsonl")
+    parser.add_argument("--check", action="store_true", help="exit 0 only if ATP is best in every complete cell")
     parser.add_argument("--table", action="store_true", help="only make RESULTS.md from the results")
     args = parser.parse_args()
     if args.ablations:
@@ -449,11 +448,12 @@ def compare(args: argparse.Namespace) -> Path:
     run_all(waves, setting, path, args.jobs, args.tune)
     if not kept:
         results = {key(r): r for r in read_results(path)}
-        print(f"\n{Path(args.model).name}, {', '.join(args.data)}: {args.steps} steps of {args.batch_size} rows")
+        print(f"\n{Path(args.model).name}, {', '.join(args.data)}: {args.steps} steps of {args.batch_size} rows; "
+              "± is the standard error over seeds")
         for name in dict.fromkeys(text.partition("=")[0] for text in args.vary):
             print(f"atp has {name} {defaults[name]}")
         print(short_table([results[key(job)] for job in jobs]))
-        print(f"\nresults: {path}; more --seeds, or --vary lasso=none,loss,proximal, go on from them")
+        print(f"\nresults: {path}; to go on: the same with other --seeds, or --vary lasso=none,loss")
     return path
 
 

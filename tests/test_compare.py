@@ -129,7 +129,7 @@ def test_quick_needs_nothing_else(monkeypatch, tmp_path, made_up, capsys):
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
     lines = [line.split() for line in out.splitlines()]
-    assert ["base,", "legal.jsonl:", "300", "steps", "of", "8", "rows"] in lines
+    assert "base, legal.jsonl: 300 steps of 8 rows; ± is the standard error over seeds\n" in out
     assert ["taylor", "2", "2.0050", "0.0000", "±", "0.0000", "100.0%", "50.0%", "3"] in lines
     assert ["none", "2", "2.0050", "-", "-", "50.0%", "3"] in lines
     assert "out/compare/quick.jsonl" in out.splitlines()[-1] and "--vary" in out.splitlines()[-1]
@@ -205,6 +205,15 @@ def test_out_holds_results_or_is_refused(monkeypatch, tmp_path, quick, made_up, 
         assert out.is_dir() if content is None else out.read_text() == content
 
 
+def test_out_that_cannot_be_written_is_refused_before_anything_runs(monkeypatch, quick, made_up, capsys):
+    arguments, out, _ = quick
+    out.parent.mkdir()
+    out.symlink_to("nowhere/results.jsonl")
+    for path in (out, Path(arguments[3]) / "below_a_file.jsonl"):
+        assert command(monkeypatch, *arguments, "--out", path, main=compare.main) == 2
+        assert capsys.readouterr().err.count("\n") == 1 and not made_up
+
+
 def test_out_is_none_of_the_repository_s_own(monkeypatch, here, quick, made_up, capsys):
     """With --out, neither the main table nor --ablations touches the page or its results; without, both do."""
     (here / "results").mkdir()
@@ -223,7 +232,9 @@ def test_out_is_none_of_the_repository_s_own(monkeypatch, here, quick, made_up, 
     (here / "RESULTS.md").write_text("<!-- main -->\n<!-- end -->\n<!-- ablations -->\n<!-- end -->")
     for more, name in ((["--spaces", "dims", "--ratios", 0.4], "main"), (["--ablations"], "ablations")):
         assert command(monkeypatch, *arguments, *more, main=compare.main) == 0
-        methods = {r["method"] for r in compare.read_results(here / f"results/{name}.jsonl")}
+        rows = compare.read_results(here / f"results/{name}.jsonl")
+        methods = {r["method"] for r in rows}
+        assert {r["prune"] for r in rows} <= {0.0, 0.4}
         assert "atp" in methods if name == "main" else not methods & compare.METHODS.keys()
     assert "| no lasso |" in (here / "RESULTS.md").read_text()
 
@@ -345,10 +356,11 @@ def test_a_setting_counts_only_where_a_method_reads_it(monkeypatch, quick, made_
 @pytest.mark.parametrize("changed", [["--data", "none.jsonl"], ["--model", "none"], ["--ratios", "0.4", "2"],
                                      ["--ratios", "0.99"], ["--steps", "0"], ["--ablations"], ["--jobs", "0"],
                                      ["--seeds", "-1"]])
-def test_what_no_run_could_use_is_refused_at_once(monkeypatch, tmp_path, quick, capsys, changed):
+def test_what_no_run_could_use_is_refused_at_once(monkeypatch, tmp_path, quick, made_up, capsys, changed):
     assert command(monkeypatch, *quick[0], *changed, main=compare.main) == 2
     out, error = capsys.readouterr()
-    assert out == "" and error.count("\n") == 1 and not list(tmp_path.rglob("*.jsonl"))
+    assert out == "" and error.count("\n") == 1 and not made_up and not list(tmp_path.rglob("*.jsonl"))
+    assert "no such directory" in error or "--model" not in changed
 
 
 def test_the_search_of_a_longer_run_is_as_long():
