@@ -15,6 +15,7 @@ from torch import Tensor
 import atp, data, export, llama
 from data import InputError
 from export import answer_accuracy, peak_memory, validation_loss
+from scripts import screen
 
 VERSION, RUN_FILES = 3, ("ckpt.pt", "log.jsonl", "summary.json", "pruned", "dense", "report.html")
 PLAIN = ("step", "seconds", "log", "base")  # a run's attributes that a checkpoint holds as they are
@@ -110,13 +111,7 @@ def parse_arguments() -> tuple[dict, Path | None, bool]:
 def tune(run: "Run", out: Path) -> None:
     """ATP's one-stage loop, from `run.step` to the last one, or until it is asked to stop (`run.stop`)."""
     config, terms, lasted = run.config, {}, []
-    if not run.decisions.frozen:
-        print("loss in nats a token; flips: fraction of the decisions that changed; budget: of the prunable "
-              "parameters kept;\ngrad_norm: LoRA's gradient before clipping; lr: the learning rate")
-    elif run.prune:
-        show_cut(run)
-    if config.compile and run.step < run.steps:
-        print("compiling: some steps, the first and those after the cut, take minutes", flush=True)
+    screen.begins(run)
     while run.step < run.steps and not run.stop:
         # learn
         phase, before = "tune" if run.decisions.frozen else "search", sum(run.seconds.values())
@@ -142,21 +137,11 @@ def tune(run: "Run", out: Path) -> None:
             run.log.append({"step": run.step, "phase": phase} | terms | kept | {"tokens_per_second": speed})
             terms, lasted = {}, []
         if frozen:
-            show_cut(run)
+            screen.cut(run)
         # save; all processes stop at the same step, or none
         run.stop = bool(data.add_up([torch.tensor([float(run.stop)], device=run.device)])[0])
         if (milestone or run.stop) and data.RANK == 0:
             save(run, out)
-
-def show_cut(run: "Run") -> None:
-    """Parameters before and after the cut; for every kind a bar for each layer, by how many groups stay."""
-    groups, d, before = run.groups, run.decisions.d, run.base["params"]
-    after = before - groups.total + groups.kept(d)
-    print(f"cut: {before:,} to {after:,} parameters; what stays of each layer, from first to last:")
-    for number, kind in enumerate(atp.SPACES[run.config.space]):
-        bars = "".join("▁▂▃▄▅▆▇█"[7 * int(d[start:start + n].sum()) // n]
-                       for _, of, start, n in groups.segments if of == kind)
-        print(f"  {kind:5s}{bars}  {d[groups.kind == number].float().mean():.0%}", flush=True)
 
 class Run:
     """All that changes while training, and the steps that change it."""
@@ -337,11 +322,11 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # which "cuda" means from here on
     device, base, files = data.find_device(config.device), Path(config.model), ", ".join(config.data)
+    if config.shard and data.PROCESSES == 1:
+        raise InputError("--shard needs several processes: torchrun --nproc_per_node=GPUS train.py ...")
     if data.PROCESSES > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         sys.stdout = open(os.devnull, "w") if data.RANK else sys.stdout
-    elif config.shard:
-        raise InputError("--shard needs several processes: torchrun --nproc_per_node=GPUS train.py ...")
     tokenizer, shape = data.Tokenizer(base), llama.LlamaConfig.read(base / "params.json")
     tokenizer.check(shape.vocab_size)
     config.lr = config.lr or min(5e-3, 1.28 / shape.dim)
@@ -362,16 +347,12 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
     run.base = {"params": 0, "val_loss": 0.0, "accuracy": 0.0 if rows.questions else None,
                 "sha256": digest.hexdigest()}
     run.tokenizer = tokenizer
-    print(f"model: {base}, {config.dtype} on {device}; {len(run.groups):,} groups ({config.space}) of "
-          f"{run.groups.total:,} parameters; learning rate {config.lr:.2g}\ndata: {files}; rows:",
-          ", ".join(f"{len(getattr(rows, name).tokens):,} {name}" for name in rows._fields[:3]))
     if saved:
         run.load_state(saved)
     run.base |= {} if saved else measure(run, run.model)  # LoRA adds nothing yet
-    params, loss = run.base["params"], run.base["val_loss"]
-    if not math.isfinite(loss):
+    if not math.isfinite(run.base["val_loss"]):
         raise InputError(f"{base}: its loss is not finite; the weights are damaged, or need --dtype float32")
-    print(f"base: {params:,} parameters, validation loss {loss:.4f}\nstep {run.step}/{run.steps}", flush=True)
+    screen.opened(run)
     return run
 
 def open_saved(out: Path, dtype: str | None = None, steps: int | None = None) -> Run:
@@ -460,25 +441,6 @@ def tune_dense(config: Config, out: Path) -> dict:
     run = open_saved(dense, steps=config.steps) if going else start(own, dense, replace=True)
     return work(run, dense, out)
 
-def show(summary: dict, run: Run, out: Path) -> None:
-    """The table, and the commands to type next."""
-    print(f"\n{'':8s}{'parameters':>14s}{'val loss':>12s}{'val ppl':>12s}{'accuracy':>12s}")
-    for name, params, loss, right in zip(summary["params"], *(summary[key].values() for key in MEASURED)):
-        accuracy, perplexity = "-" if right is None else f"{right:.1%}", math.exp(min(loss, 700))
-        print(f"{name:8s}{params:14,}{loss:12.4f}{perplexity:12.2f}{accuracy:>12s}")
-    retained, (*_, pruned, exported) = summary["retained"], summary["val_loss"].values()
-    opening = " ".join(run.tokenizer.decode(run.rows.validation.tokens[0, 1:16].tolist()).split()[:4])
-    cost = f"retained: {retained:.1%}, the perplexity of dense over that of pruned" if retained else (
-        "what pruning cost: the same command with --dense says it")
-    print(f"pruned: {run.prune:.2%} requested, {summary['obtained_prune']:.2%} obtained of {run.groups.total:,} "
-          f"parameters\n{cost}\nexport: rounding moves logits by at most {summary['max_logit_diff']:.1e}, "
-          f"the loss by {abs(exported - pruned):.1e}")
-    print(f"{sum(summary['seconds'].values()) / 60:.1f} minutes, peak memory "
-          f"{summary['peak_memory_bytes'] / 2**30:.2f} GB; more in {out / 'summary.json'}\n\n"
-          f"next: python llama.py {out} --prompt {shlex.quote(opening)}\n"
-          f"      python scripts/report.py {out}          # curves, what was pruned, samples, as a page\n"
-          f"      python export.py {out} --hf {out}-hf    # for Hugging Face transformers")
-
 def claim(out: Path, config: Config, replace: bool) -> None:
     """Raises InputError if `out` holds a run that may not be replaced, or if the new one reads from it."""
     held = {(out / name).resolve() for name in RUN_FILES if (out / name).exists()}
@@ -500,7 +462,7 @@ def main() -> None:
         config = Config(**given)
         out = Path(config.out or Path("out") / Path(config.data[0]).stem)
         run = start(config, out, overwrite)
-    show(work(run, out, out), run, out)
+    screen.finished(work(run, out, out), run, out)
     if data.PROCESSES > 1:
         torch.distributed.destroy_process_group()
         sys.stdout.flush()
