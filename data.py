@@ -1,10 +1,10 @@
-"""The ground floor: errors, files, the machine, tokenizers, and JSON lines as rows of tokens in three splits.
+"""The ground floor: errors, files, the machine, tokenizers, and records as rows of tokens in three splits.
 
-A record is `{"text"}`, or `{"prompt", "answer"}` with the candidates of a choice as `"options"`. LoRA learns
-from `train`; criteria, and a generator in passes of its own, from `decision` (both are training data);
-`validation` is only ever measured. Try it:  python -m pytest tests/test_data.py
+`FORMATS` has the records that are known, `records` the files they come in. LoRA learns from `train`; criteria,
+and a generator in passes of its own, from `decision` (both are training data); `validation` is only ever
+measured. Try it:  python -m pytest tests/test_data.py
 """
-import argparse, base64, functools, hashlib, importlib, json, os, re, secrets, sys, time, typing
+import argparse, base64, csv, functools, hashlib, importlib, io, json, os, re, secrets, sys, time, typing
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def need(package: str, what):
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise InputError(f"{what}: needs one more package; pip install {package}") from None
+        raise InputError(f"{what}: needs one more package; pip install {package.split('.')[0]}") from None
 
 def write_atomic(path: Path, write) -> None:
     """Calls `write(file)` on a file beside `path`, then renames it. Raises InputError, `path` untouched."""
@@ -120,7 +120,8 @@ class Tokenizer:
     """`tokenizer.model` of a directory, SentencePiece (LLaMA-2, Mistral) or tiktoken (LLaMA-3), or else its
     `tokenizer.json` (Hugging Face). `encode` takes texts to lists of ids, without BOS and EOS, special tokens
     being plain text; `decode` ids to a text. `bos` and `eos` open and close a document, the ids `stop` end
-    generation, `space` goes before a text that continues another (some add it unasked). Raises InputError."""
+    generation, `space` goes before a text that continues another (some add it unasked), `special` are names of
+    special tokens and their ids. Raises InputError."""
 
     def __init__(self, directory: str | Path):
         paths = [Path(directory) / name for name in ("tokenizer.model", "tokenizer.json")]
@@ -143,6 +144,7 @@ class Tokenizer:
             model.no_padding()
             self.encode = lambda texts: [e.ids for e in model.encode_batch(texts, add_special_tokens=False)]
             config, more = (self.path.with_name(f"{key}_config.json") for key in ("tokenizer", "generation"))
+            self.special = {t.content: i for i, t in model.get_added_tokens_decoder().items() if t.special}
             self.size, eos = model.get_vocab_size(), json.loads(config.read_text())["eos_token"]
             self.eos = model.token_to_id(eos["content"] if isinstance(eos, dict) else eos)
             stop = json.loads(more.read_text()).get("eos_token_id") if more.exists() else None
@@ -152,15 +154,16 @@ class Tokenizer:
         elif re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content):
             ranks = {base64.b64decode(t): int(rank) for t, rank in map(bytes.split, content.splitlines())}
             n = len(ranks)
-            special = {f"<|{LLAMA3_SPECIAL.get(i, f'reserved_{i}')}|>": n + i for i in range(256)}
+            names = {f"<|{LLAMA3_SPECIAL.get(i, f'reserved_{i}')}|>": n + i for i in range(256)}
             self.kind, tiktoken = "tiktoken", need("tiktoken", self.path)
-            model = tiktoken.Encoding("", pat_str=LLAMA3_WORDS, mergeable_ranks=ranks, special_tokens=special)
-            self.encode = model.encode_ordinary_batch
+            model = tiktoken.Encoding("", pat_str=LLAMA3_WORDS, mergeable_ranks=ranks, special_tokens=names)
+            self.special, self.encode = names, model.encode_ordinary_batch
             self.size, self.bos, self.eos, self.stop = n + 256, n, n + 1, {n + 1, n + 9}
         else:
             self.kind, sentencepiece = "sentencepiece", need("sentencepiece", self.path)
             model = sentencepiece.SentencePieceProcessor(model_proto=content)
             self.size, self.encode = len(model), lambda texts: model.encode(texts, num_threads=-1)
+            self.special = {model.id_to_piece(i): i for i in range(self.size) if model.is_control(i)}
             self.bos, self.eos, self.stop = model.bos_id(), model.eos_id(), {model.eos_id()}
         self.model, self.decode = model, model.decode
 
@@ -169,51 +172,150 @@ class Tokenizer:
         if not self.size <= vocab_size < self.size + 1024:
             raise InputError(f"{self.path}: {self.size} tokens, the model has {vocab_size}; use its own one")
 
+    @functools.cached_property
+    def template(self):
+        """What renders a chat: the chat template that lies beside the tokenizer, or else `plain`."""
+        path, config = self.path.with_name("chat_template.jinja"), self.path.with_name("tokenizer_config.json")
+        text = json.loads(config.read_text()).get("chat_template") if config.exists() else None
+        text = path.read_text() if path.exists() else text
+        if not text:
+            return plain
+        sandbox = need("jinja2.sandbox", self.path.parent).ImmutableSandboxedEnvironment
+        return sandbox(trim_blocks=True, lstrip_blocks=True).from_string(text).render
+
+# -------------------------------------------------------------------------------------------- records, splits
 class Example(typing.NamedTuple):
-    prompt: str                    # "" for plain text
-    answer: str                    # what the loss is on with --answer-only; the whole text of plain text
-    options: tuple[str, ...] = ()  # the candidate answers of a multiple-choice question
+    turns: tuple[tuple[str, str], ...]  # who (a key of PLAIN) says what; the last one is an answer
+    options: tuple[str, ...] = ()       # the candidates for it of a multiple-choice question
+    format: str = "text"                # a key of FORMATS
+
+    def answered(self, text: str) -> "Example":
+        return self._replace(turns=(*self.turns[:-1], (self.turns[-1][0], text)))
+
+# How a turn reads where no chat template says otherwise; and those that --answer-only learns from.
+PLAIN = {"document": "{0}{eos}", "prompt": "{0}", "answer": " {0}{eos}",
+         "system": "System: {0}\n", "user": "User: {0}\n", "assistant": "Assistant: {0}{eos}\n"}
+ANSWERS, SHAREGPT = ("document", "answer", "assistant"), {"human": "user", "gpt": "assistant"}
+
+# The first row whose keys a record has tells its format: the keys, and the record's turns.
+FORMATS = {
+    "prompt and answer": (("prompt", "answer"), lambda r: [("prompt", r["prompt"]), ("answer", r["answer"])]),
+    "messages": (("messages",), lambda r: [(m["role"], m["content"]) for m in r["messages"]]),
+    "ShareGPT": (("conversations",), lambda r: [
+        (SHAREGPT.get(m["from"], m["from"]), m["value"]) for m in r["conversations"]]),
+    "Alpaca": (("instruction", "output"), lambda r: [
+        ("user", "\n\n".join(filter(None, [r["instruction"], r.get("input")]))), ("assistant", r["output"])]),
+    "question and answer": (("question", "answer"), lambda r: [
+        ("user", r["question"]), ("assistant", r["answer"])]),
+    "text": (("text",), lambda r: [("document", r["text"])]),
+}
 
 def parse(record) -> Example:
-    """A JSON record as an Example. Raises InputError."""
+    """A record as an Example; of a chat, what comes up to its last answer. Raises InputError."""
     fields = record if isinstance(record, dict) else {}
-    found, options = str([*fields])[:80], fields.get("options", [])
-    if fields.keys() >= {"prompt", "answer"}:
-        texts = [fields["prompt"], fields["answer"], *(options if isinstance(options, list) else [None])]
-    elif "text" in fields:
-        texts = [fields["text"]]
-    else:
-        raise InputError(f'expected {{"text": ...}} or {{"prompt": ..., "answer": ...}}, found {found}; '
+    found, options = str([*fields])[:80], fields.get("options") or []
+    name = next((name for name, (keys, _) in FORMATS.items() if fields.keys() >= {*keys}), None)
+    if name is None:
+        known = ", ".join("+".join(keys) for keys, _ in FORMATS.values())
+        raise InputError(f"expected the keys {known}, found {found}; "
                          "python scripts/prepare.py FILE > NEW.jsonl knows more formats")
+    try:
+        turns = [turn for turn in FORMATS[name][1](fields) if turn != ("system", "")]
+        texts = [text for _, text in turns] + (options if isinstance(options, list) else [None])
+        while turns and turns[-1][0] not in ANSWERS:
+            turns.pop()
+        strangers = {who for who, _ in turns} - PLAIN.keys()
+    except (LookupError, TypeError):
+        texts = [None]
     if not all(isinstance(text, str) and text.strip().encode() for text in texts):  # half a character raises
-        raise InputError(f"a value of {found} is empty or not a string; mend or remove the record")
-    prompt, answer, *options = texts if len(texts) > 1 else ("", *texts)
-    if options and answer not in options:
+        raise InputError(f"a value of {found} is missing, empty or not a string; mend or remove the record")
+    if strangers or not asked(turns):
+        raise InputError("expected a chat of user and assistant, with or without system; mend the record")
+    if options and turns[-1][1] not in options:
         raise InputError("the answer is none of the options; mend the record")
-    return Example(prompt, answer, tuple(options))
+    return Example(tuple(turns), tuple(options), name)
+
+def asked(turns) -> str:
+    """What the user says first, or the prompt, or the whole text; "" if nobody asks."""
+    return next((text for who, text in turns if who in ("user", "prompt", "document")), "")
+
+def records(path: Path):
+    """Yields the records of JSON lines, a JSON array, CSV, TSV or text (paragraphs), and "" for an empty line."""
+    content, kind = path.read_bytes().removeprefix(b"\xef\xbb\xbf"), path.suffix.lower()
+    if content.startswith(b"%PDF"):
+        raise InputError(f"this is a PDF; make it text first: pdftotext {path}")
+    text = content.decode(errors="surrogateescape").replace("\r\n", "\n")  # `parse` refuses what is not UTF-8
+    if kind == ".txt":
+        yield from ({"text": part.strip()} for part in re.split(r"\n\s*\n", text.strip()))
+    elif kind in (".csv", ".tsv"):
+        csv.field_size_limit(2**31 - 1)
+        header, rows = [], csv.reader(io.StringIO(text), delimiter="," if kind == ".csv" else "\t", strict=True)
+        for row in rows:
+            header = header or row
+            if len(row) not in (0, len(header)):
+                raise InputError(f"{len(row)} columns, the header has {len(header)}; mend the row")
+            yield dict(zip(header, row)) if row not in ([], header) else ""
+    elif text.lstrip().startswith("["):
+        yield from json.loads(text)
+    else:
+        yield from (line.strip() and json.loads(line) for line in text.split("\n"))
 
 def read(path: str | Path, parse=parse) -> list[Example]:
-    """The examples of a JSON lines file, each by `parse(record)`. Raises InputError naming file and line."""
-    examples, number = [], 0
+    """The examples of a file, each by `parse(record)`. Raises InputError naming file and place."""
+    examples, well = [], 0
     try:
-        for number, line in enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-            if line.strip():
-                examples.append(parse(json.loads(line.decode())))
-    except (ValueError, RecursionError, InputError) as error:
-        found = error if isinstance(error, InputError) else f"not JSON in UTF-8 ({first_line(error)})"
-        raise InputError(f"{path}, line {number}: {found}") from None
+        for example in map(lambda record: record if record == "" else parse(record), records(Path(path))):
+            well += 1
+            examples += [example] if example else []
+    except (ValueError, RecursionError, csv.Error, InputError) as error:
+        found = error if isinstance(error, InputError) else f"not JSON, or not in UTF-8 ({first_line(error)})"
+        units = {".txt": "paragraph", ".csv": "row", ".tsv": "row", ".json": "record"}
+        raise InputError(f"{path}, {units.get(Path(path).suffix.lower(), 'line')} {well + 1}: {found}") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON lines file") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file of records") from None
     if not examples:
-        raise InputError(f"{path}: holds no records; expected one JSON object a line")
+        raise InputError(f"{path}: holds no records; see Formats in README.md")
     return examples
 
 def split(examples: list[Example], fraction: float) -> dict[str, list[Example]]:
-    """Examples to validation, decision and train; the first two get about `fraction` each. A hash of the
-    prompt or text alone says where one goes, and in which order: equal questions are never on both sides."""
-    keyed = sorted((hashlib.sha256((e.prompt or e.answer).strip().encode()).hexdigest(), e) for e in examples)
+    """Examples to validation, decision and train; the first two get about `fraction` each. A hash of what is
+    `asked` alone says where one goes, and in which order: equal questions are never on both sides."""
+    keyed = sorted((hashlib.sha256(asked(e.turns).strip().encode()).hexdigest(), e) for e in examples)
     ends = {"validation": (0, fraction), "decision": (fraction, 2 * fraction), "train": (2 * fraction, 1)}
     return {name: [e for h, e in keyed if a <= int(h[:12], 16) / 16**12 < b] for name, (a, b) in ends.items()}
+
+# ------------------------------------------------------------------------------- documents and rows of tokens
+BOS, EOS, TURN = "\U000f0000", "\U000f0001", 0xf0002  # private characters that stand for what is filled in later
+
+def plain(messages, bos_token, eos_token, **unused) -> str:
+    return bos_token + "".join(PLAIN[m["role"]].format(m["content"], eos=eos_token) for m in messages)
+
+def refuse(message: str):
+    raise InputError(message)
+
+def pieces(example: Example, tokenizer: Tokenizer) -> list[tuple[str | int, bool]]:
+    """A document's texts and special tokens, in order, and whether each is an answer or ends one. A template sees
+    a character in place of each turn's text: nobody's words can name special tokens. Raises InputError."""
+    chat, turns = example.turns[-1][0] == "assistant", dict(enumerate(example.turns, TURN))
+    messages = [{"role": who, "content": chr(mark)} for mark, (who, _) in turns.items()]
+    try:
+        render = tokenizer.template if chat else plain
+        text = render(messages=messages, bos_token=BOS, eos_token=EOS, tools=None, raise_exception=refuse)
+    except Exception as error:  # a template is a program
+        raise InputError(f"{tokenizer.path.parent}: its chat template fails ({first_line(error)}) on the chat "
+                         f"about {asked(example.turns)[:40]!r}") from None
+    said = {mark: words.strip() if chat else words for mark, (_, words) in turns.items()}
+    answers = [chr(mark) for mark, (who, _) in turns.items() if who in ANSWERS]
+    special = {BOS: tokenizer.bos, EOS: tokenizer.eos} | (tokenizer.special if chat else {})
+    borders = "|".join([f" ?[{''.join(answers)}]\\s*", *map(re.escape, sorted(special, reverse=True))])
+    text, made, answer = re.sub(f" (?=[{''.join(answers)}])", tokenizer.space, text), [], False
+    for part in filter(None, re.split(f"({borders})", text)):
+        ends, answer = answer and part in special, part.strip() in answers
+        made.append((special.get(part, part.translate(said)), answer or ends))
+    made += answer * [(tokenizer.eos, True)]
+    while not made[-1][1]:  # what a template puts after the last answer
+        made.pop()
+    return made
 
 class Rows(typing.NamedTuple):
     tokens: Tensor   # N T, int32
@@ -232,26 +334,34 @@ def permutation(n: int, seed: int, epoch: int) -> list[int]:
     return np.random.default_rng((seed, epoch)).permutation(n).tolist()
 
 def encode(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, answer ids) of each example, with BOS and EOS; tells how far it is when it takes long."""
-    pairs, begin = [], time.monotonic()
+    """Each example's document: all its ids, and those of answers, IGNORE for others; tells how far it is."""
+    documents, begin = [], time.monotonic()
     for some in (examples[i:i + 5000] for i in range(0, len(examples), 5000)):
-        prompts = tokenizer.encode([e.prompt for e in some])
-        answers = tokenizer.encode([(tokenizer.space if e.prompt else "") + e.answer for e in some])
-        pairs += [([tokenizer.bos] + p, a + [tokenizer.eos]) for p, a in zip(prompts, answers)]
-        left = (time.monotonic() - begin) * (len(examples) / len(pairs) - 1)
+        parts = [pieces(example, tokenizer) for example in some]
+        ids = iter(tokenizer.encode([text for part in parts for text, _ in part if isinstance(text, str)]))
+        for part in parts:
+            runs = [(next(ids) if isinstance(text, str) else [text], learned) for text, learned in part]
+            answers = [run if learned else len(run) * [IGNORE] for run, learned in runs]
+            documents.append((sum((run for run, _ in runs), []), sum(answers, [])))
+        left = (time.monotonic() - begin) * (len(examples) / len(documents) - 1)
         if left > 5:
-            print(f"tokenizing: {len(pairs):,} of {len(examples):,} records, {left:.0f} s left", flush=True)
-    return pairs
+            print(f"tokenizing: {len(documents):,} of {len(examples):,} records, {left:.0f} s left", flush=True)
+    return documents
 
-def pack(pairs: list[tuple[list[int], list[int]]], seq_len: int, answer_only: bool, pad: int) -> Rows:
+def last_answer(document: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
+    """The ids before a document's last answer, and the answer's own."""
+    ids, answers = document
+    n = answers[::-1].index(IGNORE)
+    return ids[:-n], ids[-n:]
+
+def pack(documents: list[tuple[list[int], list[int]]], seq_len: int, answer_only: bool, pad: int) -> Rows:
     """Documents end to end, cut into rows, the last one filled up. A document's first token is no target.
-    With 1 for BOS and 2 for EOS, ([1], [7, 8, 2]) and ([1, 5], [6, 2]) in rows of 4: tokens [1 7 8 2],
+    With 1 for BOS and 2 for EOS, 1 7 8 2 and, with the answer 6 2, 1 5 6 2 in rows of 4: tokens [1 7 8 2],
     [1 5 6 2] and targets [7 8 2 -], [5 6 2 -]; answers only, [7 8 2 -], [- 6 2 -]."""
     tokens, targets = [], []
-    for prompt, answer in pairs:
-        silent = len(prompt) if answer_only else 1
-        tokens += prompt + answer
-        targets += silent * [IGNORE] + (prompt + answer)[silent:]
+    for ids, answers in documents:
+        tokens += ids
+        targets += [IGNORE] + (answers if answer_only else ids)[1:]
     room = (1 - len(tokens)) % seq_len  # to whole rows, and one token more: the last target
     tokens, targets = torch.tensor([tokens + room * [pad], targets + room * [IGNORE]], dtype=torch.int32)
     return Rows(tokens[:-1].view(-1, seq_len), targets[1:].view(-1, seq_len))
@@ -261,14 +371,19 @@ class Data(typing.NamedTuple):
     decision: Rows
     validation: Rows
     questions: list[Example]  # of the validation split: choices, and answers short enough to be right
+    formats: dict[str, Rows]  # the validation split's documents apart, by the record's format
 
 def load(paths, tokenizer: Tokenizer, seq_len: int, answer_only=False, fraction=0.05) -> Data:
     """Reads, splits, tokenizes and packs data files. Raises InputError."""
     parts = split([example for path in paths for example in read(path)], fraction)
     if not all(parts.values()):
         raise InputError(f"{', '.join(map(str, paths))}: too few different records, a split of them is empty")
-    pairs = {name: encode(part, tokenizer) for name, part in parts.items()}
-    rows = {name: pack(part, seq_len, answer_only, tokenizer.eos) for name, part in pairs.items()}
-    questions = [e for e, (_, answer) in zip(parts["validation"], pairs["validation"])
-                 if e.options or (e.prompt and len(answer) <= 32)]
-    return Data(**rows, questions=questions[:200])
+    documents = {name: encode(part, tokenizer) for name, part in parts.items()}
+    questions, formats = [], {}
+    for example, document in zip(parts["validation"], documents["validation"]):
+        formats.setdefault(example.format, []).append(document)
+        if example.options or (len(example.turns) > 1 and len(last_answer(document)[1]) <= 32):
+            questions.append(example)
+    rows, formats = ({name: pack(part, seq_len, answer_only, tokenizer.eos) for name, part in of.items()}
+                     for of in (documents, formats))
+    return Data(**rows, questions=questions[:200], formats=formats)

@@ -3,12 +3,12 @@
 Reads Meta's raw format (`params.json`, `consolidated.NN.pth`, a tokenizer), and the same with unequal layers,
 as pruning leaves them. Names are Meta's: w1 is the gate, w3 the up and w2 the down projection of SwiGLU.
 
-    python llama.py out/legal/pruned --prompt "The lessee shall"
+    python llama.py out/legal/pruned --prompt "The lessee shall"      # or --chat
 
 Shapes: B rows, T positions, S positions attended to, D model width, V vocabulary, H query heads, K key/value
 heads (GQA: H / K query heads share one; MHA is H = K), Q query/key and E value dimensions of a head.
 """
-import dataclasses, itertools, json, time, zipfile
+import contextlib, dataclasses, itertools, json, sys, time, zipfile
 from pathlib import Path
 
 import torch
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data import (IGNORE, PROCESSES, InputError, Parser, Tokenizer, command, find_device, first_line,
-                  write_atomic, write_json)
+from data import (IGNORE, PROCESSES, Example, InputError, Parser, Tokenizer, command, encode, find_device,
+                  first_line, last_answer, write_atomic, write_json)
 from lora import LoRALinear, Mask
 
 @dataclasses.dataclass(frozen=True)
@@ -302,10 +302,34 @@ def generate(model: Llama, prompt: list[int], max_tokens: int, temperature=0.0, 
             return
         yield int(tokens)
 
+def say(model: Llama, tokenizer: Tokenizer, ids: list[int], shown: list[int], *how) -> list[int]:
+    """Prints `shown`, and what `generate` adds to `ids` as it is made; returns the latter."""
+    new, printed = [], ""
+    for token in generate(model, ids, *how, tokenizer.stop):
+        new.append(token)
+        text = tokenizer.decode(shown + new)
+        if not text.endswith("\ufffd"):  # the middle of a character that spans several tokens
+            print(text[len(printed):], end="", flush=True)
+            printed = text
+    return new
+
+def chat(model: Llama, tokenizer: Tokenizer, *how) -> None:
+    """Answers each line of the input, with all that was said before it in mind."""
+    turns = []
+    sys.stdin.reconfigure(errors="replace")  # whatever bytes come
+    with contextlib.suppress(EOFError):
+        while True:
+            turns += [("user", input("> " if sys.stdin.isatty() else "")), ("assistant", "")]
+            before, _ = last_answer(encode([Example(tuple(turns))], tokenizer)[0])
+            turns[-1] = "assistant", tokenizer.decode(say(model, tokenizer, before, [], *how))
+            print()
+
 def main() -> None:
     parser = Parser(description="Generate text from a model directory, dense or pruned.")
     parser.add_argument("model", type=Path, help="model directory")
-    parser.add_argument("--prompt", default="The ", help="text to continue")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--prompt", default="The ", help="text to continue")
+    what.add_argument("--chat", action="store_true", help="answer line after line of the input")
     parser.add_argument("--max-tokens", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token")
     parser.add_argument("--top-k", type=int, default=40, help="sample among the k likeliest; 0: all")
@@ -320,13 +344,11 @@ def main() -> None:
     dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
     model, tokenizer = load(args.model, dtype, device), Tokenizer(args.model)
     tokenizer.check(model.config.vocab_size)
-    ids, new, shown, begin = [tokenizer.bos, *tokenizer.encode([args.prompt])[0]], [], "", time.perf_counter()
-    for token in generate(model, ids, args.max_tokens, args.temperature, args.top_k, tokenizer.stop):
-        new.append(token)
-        text = tokenizer.decode(ids[1:] + new)
-        if not text.endswith("\ufffd"):  # the middle of a character that spans several tokens
-            print(text[len(shown):], end="", flush=True)
-            shown = text
+    how = args.max_tokens, args.temperature, args.top_k
+    if args.chat:
+        return chat(model, tokenizer, *how)
+    ids, begin = [tokenizer.bos, *tokenizer.encode([args.prompt])[0]], time.perf_counter()
+    new = say(model, tokenizer, ids, ids[1:], *how)
     n, s, params = len(new), time.perf_counter() - begin, count_parameters(model)
     print(f"\n\n{n} tokens in {s:.1f} s, {n / s:.1f} tokens/s, {params:,} parameters")
 

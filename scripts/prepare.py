@@ -27,9 +27,8 @@ def pubmed(contexts: list[str], question: str, answer: str) -> dict:
     return asked(contexts + ["Question: " + question, "Answer:"], answer, ["yes", "no", "maybe"])
 
 
-# The first row whose keys a record has tells its format. A prompt ends where the answer's space begins.
+# As data.FORMATS, and looked into before it. A prompt ends where the answer's space begins.
 FORMATS = {
-    "prompt and answer": (("prompt", "answer"), lambda r: r),
     "BillSum": (("source", "summary"), lambda r: asked([r["source"], "Summary of the bill:"], r["summary"])),
     "BillSum (Hugging Face)": (("text", "summary"), lambda r: asked(
         [r["text"], "Summary of the bill:"], r["summary"])),
@@ -45,39 +44,37 @@ FORMATS = {
     "PubMedQA (Hugging Face)": (("question", "context", "final_decision"), lambda r: pubmed(
         r["context"]["contexts"], r["question"], r["final_decision"])),
     "HQS": (("CHQ", "Summary"), lambda r: asked([r["CHQ"], "The question in short:"], r["Summary"])),
-    "text": (("text",), lambda r: r),
 }
 
 
-def parse(record) -> tuple[str, Example]:
-    """A JSON record to its format's name and an Example. Raises InputError."""
-    if not isinstance(record, dict):
-        raise InputError("not a JSON object; expected a record of a data set")
+def parse(record) -> Example:
+    """A record of one of these formats, or one that data.py knows, as an Example. Raises InputError."""
+    fields = record if isinstance(record, dict) else {}
     for name, (keys, make) in FORMATS.items():
-        if record.keys() >= set(keys):
+        if fields.keys() >= {*keys}:
             try:
-                plain = make(record)
+                return data.parse(make(record))._replace(format=name)
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise InputError(f"a {name} record with a missing or unexpected value "
                                  f"({type(error).__name__}: {str(error)[:80]})") from None
-            return name, data.parse(plain)
-    raise InputError(f"the keys {str(list(record))[:80]} fit no known format (FORMATS in scripts/prepare.py)")
+    return data.parse(record)
 
 
 def as_record(example: Example) -> dict:
-    """The record of which data.parse makes this Example."""
-    if not example.prompt:
-        return {"text": example.answer}
-    return {key: value for key, value in example._asdict().items() if value}
+    """A record of which data.parse makes this Example, but for the format's name."""
+    named = {"options": [*example.options]} if example.options else {}
+    if example.turns[-1][0] == "assistant":
+        return {"messages": [{"role": who, "content": text} for who, text in example.turns]} | named
+    return {"text" if who == "document" else who: text for who, text in example.turns} | named
 
 
 def main() -> None:
     parser = data.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", help="JSON lines files")
-    found = [pair for path in parser.parse_args().files for pair in data.read(path, parse)]
-    for _, example in found:
+    parser.add_argument("files", nargs="+", help="data files")
+    found = [example for path in parser.parse_args().files for example in data.read(path, parse)]
+    for example in found:
         print(json.dumps(as_record(example)))
-    counts = Counter(name for name, _ in found)
+    counts = Counter(example.format for example in found)
     print("records:", ", ".join(f"{n:,} {name}" for name, n in counts.items()), file=sys.stderr)
 
 

@@ -33,7 +33,7 @@ def make(target: Path, steps: int = STEPS) -> list[float]:
     beside = Path(tempfile.mkdtemp(dir=target.absolute().parent, prefix=target.name + "."))
     with open(beside / "tokenizer.model", "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(e.answer for e in examples), model_writer=file, vocab_size=CONFIG["vocab_size"],
+            sentence_iterator=(e.turns[0][1] for e in examples), model_writer=file, vocab_size=CONFIG["vocab_size"],
             model_type="bpe", byte_fallback=True, split_digits=True, normalization_rule_name="identity",
             remove_extra_whitespaces=False, minloglevel=2, num_threads=1)  # the settings of LLaMA's
     tokenizer = data.Tokenizer(beside)

@@ -59,6 +59,14 @@ def sentences(n: int, seed: int) -> list[str]:
             "notice." for _ in range(n)]
 
 
+def document(text: str) -> data.Example:
+    return data.Example((("document", text),))
+
+
+def question(prompt: str, answer: str, options=(), format="prompt and answer") -> data.Example:
+    return data.Example((("prompt", prompt), ("answer", answer)), tuple(options), format)
+
+
 def command(monkeypatch, *arguments, main=train.main) -> int:
     """Runs a command as from the shell, in this process; its exit status."""
     if any(Path(str(argument), "lock").exists() for argument in arguments):

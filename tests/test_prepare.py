@@ -2,57 +2,60 @@
 import json
 
 import pytest
-from conftest import command
+from conftest import command, document, question
 
 import data
-from data import Example, InputError
+from data import InputError
 from scripts import prepare
 
-RECORDS = [  # format, record, the Example it stands for
-    ("text", {"text": "t", "language": "en"}, Example("", "t")),
-    ("prompt and answer", {"prompt": "p", "answer": "a"}, Example("p", "a")),
-    ("prompt and answer", {"prompt": "p", "answer": "a", "options": ["a", "b"]},
-     Example("p", "a", ("a", "b"))),
-    ("BillSum", {"source": "bill", "summary": "short"}, Example("bill\nSummary of the bill:", "short")),
+RECORDS = [  # format, record, prompt, answer and options
+    ("BillSum", {"source": "bill", "summary": "short"}, "bill\nSummary of the bill:", "short", ()),
     ("BillSum (Hugging Face)", {"text": "bill", "summary": "short", "title": "t"},
-     Example("bill\nSummary of the bill:", "short")),
+     "bill\nSummary of the bill:", "short", ()),
     ("CaseHOLD",
      {"citing_prompt": "cites", "label": "3", "example_id": 1, **{f"holding_{i}": f"h{i}" for i in range(5)}},
-     Example("cites\nThe cited holding:", "h3", ("h0", "h1", "h2", "h3", "h4"))),
+     "cites\nThe cited holding:", "h3", ("h0", "h1", "h2", "h3", "h4")),
     ("CaseHOLD (LexGLUE)", {"context": "cites", "endings": ["a", "b", "c", "d", "e"], "label": 4},
-     Example("cites\nThe cited holding:", "e", ("a", "b", "c", "d", "e"))),
+     "cites\nThe cited holding:", "e", ("a", "b", "c", "d", "e")),
     ("MedNLI", {"sentence1": "s", "sentence2": "t", "gold_label": "neutral"},
-     Example("Premise: s\nHypothesis: t\nRelation:", "neutral", ("entailment", "contradiction", "neutral"))),
+     "Premise: s\nHypothesis: t\nRelation:", "neutral", ("entailment", "contradiction", "neutral")),
     ("PubMedQA", {"QUESTION": "q", "CONTEXTS": ["a", "b"], "final_decision": "no"},
-     Example("a\nb\nQuestion: q\nAnswer:", "no", ("yes", "no", "maybe"))),
+     "a\nb\nQuestion: q\nAnswer:", "no", ("yes", "no", "maybe")),
     ("PubMedQA (Hugging Face)",
      {"question": "q", "context": {"contexts": ["a", "b"]}, "final_decision": "no", "long_answer": "x"},
-     Example("a\nb\nQuestion: q\nAnswer:", "no", ("yes", "no", "maybe"))),
-    ("HQS", {"CHQ": "long", "Summary": "short"}, Example("long\nThe question in short:", "short"))]
+     "a\nb\nQuestion: q\nAnswer:", "no", ("yes", "no", "maybe")),
+    ("HQS", {"CHQ": "long", "Summary": "short"}, "long\nThe question in short:", "short", ())]
+PLAIN = [  # what data.py reads goes through, with its own formats' names
+    ({"text": "t", "language": "en"}, document("t")), ({"prompt": "p", "answer": "a"}, question("p", "a")),
+    ({"prompt": "p", "answer": "a", "options": ["a", "b"]}, question("p", "a", ["a", "b"])),
+    ({"question": "q", "answer": "a", "options": ["a", "b"]},
+     data.Example((("user", "q"), ("assistant", "a")), ("a", "b"), "question and answer"))]
 
 
-@pytest.mark.parametrize("name, record, example", RECORDS)
-def test_a_format_is_recognized_by_its_keys(name, record, example):
-    assert prepare.parse(record) == (name, example)
+@pytest.mark.parametrize("name, record, prompt, answer, options", RECORDS)
+def test_a_format_is_recognized_by_its_keys(name, record, prompt, answer, options):
+    assert prepare.parse(record) == question(prompt, answer, options, name)
 
 
 def test_files_become_records_that_data_reads(tmp_path, monkeypatch, capsys):
     """In their order, and made anew they stay as they are."""
-    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    for path, some in zip(paths, (RECORDS[:6], RECORDS[6:])):
-        path.write_text("".join(json.dumps(record) + "\n" for _, record, _ in some))
-    assert {name for name, *_ in RECORDS} == set(prepare.FORMATS)
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.json"]
+    paths[0].write_text("".join(json.dumps(record) + "\n" for _, record, *_ in RECORDS))
+    paths[1].write_text(json.dumps([record for record, _ in PLAIN]))
+    assert [name for name, *_ in RECORDS] == [*prepare.FORMATS]
     assert command(monkeypatch, *paths, main=prepare.main) == 0
     out, told = capsys.readouterr()
     paths[0].write_text(out)
-    assert data.read(paths[0]) == [example for *_, example in RECORDS]
-    assert json.loads(out.splitlines()[0]) == {"text": "t"} and "2 prompt and answer" in told
+    expected = [question(*prompted) for _, _, *prompted in RECORDS] + [example for _, example in PLAIN]
+    expected[-1] = expected[-1]._replace(format="messages")
+    assert data.read(paths[0]) == expected
+    assert '{"text": "t"}' in out.splitlines() and "2 prompt and answer" in told
     assert command(monkeypatch, paths[0], main=prepare.main) == 0
     assert capsys.readouterr().out == out
 
 
 @pytest.mark.parametrize("line, says", [
-    ('{"txt": "a"}', "'txt'] fit no known format"), ("[1]", "not a JSON object"),
+    ('{"txt": "a"}', "found ['txt']"), ("[1]", "found []"),
     ('{"text": 5}', "not a string"), ('{"source": 5, "summary": "a"}', "expected str instance, int found"),
     ('{"source": "a", "summary": 5}', "not a string"), ('{"source": "a", "summary": " "}', "empty"),
     ('{"CHQ": "half a character \\ud83d", "Summary": "a"}', "surrogate"),

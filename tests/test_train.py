@@ -359,9 +359,9 @@ def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
 
     best = max(options, key=score)
     for answer in options:
-        question = data.Example(prompt, answer, options)
-        assert train.answer_accuracy(model, tokenizer, [question], 64) == (answer == best)
-    assert train.answer_accuracy(model, tokenizer, [data.Example(prompt, "lot 17")], 64) == 0
+        asked = question(prompt, answer, options)
+        assert train.answer_accuracy(model, tokenizer, [asked], 64) == (answer == best)
+    assert train.answer_accuracy(model, tokenizer, [question(prompt, "lot 17")], 64) == 0
     assert train.answer_accuracy(model, tokenizer, [], 64) is None
 
 
