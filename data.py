@@ -1,8 +1,8 @@
 """The ground floor: errors, files, the machine, tokenizers, and records as rows of tokens in three splits.
 
-`FORMATS` has the records that are known, `records` the files they come in. LoRA learns from `train`; criteria,
-and a generator in passes of its own, from `decision` (both are training data); `validation` is only ever
-measured. Try it:  python -m pytest tests/test_data.py
+`FORMATS` has the records that are known, `records` the files that hold them. LoRA learns from `train`;
+criteria, and a generator in passes of its own, from `decision` (both are training data); `validation` is only
+ever measured. Try it:  python -m pytest tests/test_data.py
 """
 import argparse, base64, csv, functools, hashlib, importlib, io, json, os, re, secrets, sys, time, typing
 from pathlib import Path
@@ -120,8 +120,8 @@ class Tokenizer:
     """`tokenizer.model` of a directory, SentencePiece (LLaMA-2, Mistral) or tiktoken (LLaMA-3), or else its
     `tokenizer.json` (Hugging Face). `encode` takes texts to lists of ids, without BOS and EOS, special tokens
     being plain text; `decode` ids to a text. `bos` and `eos` open and close a document, the ids `stop` end
-    generation, `space` goes before a text that continues another (some add it unasked), `special` are names of
-    special tokens and their ids. Raises InputError."""
+    generation, `space` goes before a text that continues another (some add it unasked), `special` has the ids
+    of special tokens by name. Raises InputError."""
 
     def __init__(self, directory: str | Path):
         paths = [Path(directory) / name for name in ("tokenizer.model", "tokenizer.json")]
@@ -175,12 +175,12 @@ class Tokenizer:
     @functools.cached_property
     def template(self):
         """What renders a chat: the chat template that lies beside the tokenizer, or else `plain`."""
-        path, config = self.path.with_name("chat_template.jinja"), self.path.with_name("tokenizer_config.json")
+        path, config = map(self.path.with_name, ("chat_template.jinja", "tokenizer_config.json"))
         text = json.loads(config.read_text()).get("chat_template") if config.exists() else None
         text = path.read_text() if path.exists() else text
         if not text:
             return plain
-        sandbox = need("jinja2.sandbox", self.path.parent).ImmutableSandboxedEnvironment
+        sandbox = need("jinja2.sandbox", "a chat template").ImmutableSandboxedEnvironment
         return sandbox(trim_blocks=True, lstrip_blocks=True).from_string(text).render
 
 # -------------------------------------------------------------------------------------------- records, splits
@@ -192,12 +192,12 @@ class Example(typing.NamedTuple):
     def answered(self, text: str) -> "Example":
         return self._replace(turns=(*self.turns[:-1], (self.turns[-1][0], text)))
 
-# How a turn reads where no chat template says otherwise; and those that --answer-only learns from.
+# How a turn reads where no chat template says otherwise; and the ones that --answer-only learns.
 PLAIN = {"document": "{0}{eos}", "prompt": "{0}", "answer": " {0}{eos}",
          "system": "System: {0}\n", "user": "User: {0}\n", "assistant": "Assistant: {0}{eos}\n"}
 ANSWERS, SHAREGPT = ("document", "answer", "assistant"), {"human": "user", "gpt": "assistant"}
 
-# The first row whose keys a record has tells its format: the keys, and the record's turns.
+# A record's format is the first whose keys it has all of. The function gives its turns.
 FORMATS = {
     "prompt and answer": (("prompt", "answer"), lambda r: [("prompt", r["prompt"]), ("answer", r["answer"])]),
     "messages": (("messages",), lambda r: [(m["role"], m["content"]) for m in r["messages"]]),
@@ -211,7 +211,7 @@ FORMATS = {
 }
 
 def parse(record) -> Example:
-    """A record as an Example; of a chat, what comes up to its last answer. Raises InputError."""
+    """A record as an Example; of a chat, all up to its last answer. Raises InputError."""
     fields = record if isinstance(record, dict) else {}
     found, options = str([*fields])[:80], fields.get("options") or []
     name = next((name for name, (keys, _) in FORMATS.items() if fields.keys() >= {*keys}), None)
@@ -230,7 +230,7 @@ def parse(record) -> Example:
     if not all(isinstance(text, str) and text.strip().encode() for text in texts):  # half a character raises
         raise InputError(f"a value of {found} is missing, empty or not a string; mend or remove the record")
     if strangers or not asked(turns):
-        raise InputError("expected a chat of user and assistant, with or without system; mend the record")
+        raise InputError("expected turns of user and assistant, besides system; mend or remove the record")
     if options and turns[-1][1] not in options:
         raise InputError("the answer is none of the options; mend the record")
     return Example(tuple(turns), tuple(options), name)
@@ -240,21 +240,22 @@ def asked(turns) -> str:
     return next((text for who, text in turns if who in ("user", "prompt", "document")), "")
 
 def records(path: Path):
-    """Yields the records of JSON lines, a JSON array, CSV, TSV or text (paragraphs), and "" for an empty line."""
+    """Yields the records of text (paragraphs), CSV, TSV, a JSON array or JSON lines; "" for an empty line."""
     content, kind = path.read_bytes().removeprefix(b"\xef\xbb\xbf"), path.suffix.lower()
     if content.startswith(b"%PDF"):
-        raise InputError(f"this is a PDF; make it text first: pdftotext {path}")
+        raise InputError(f"a PDF; make it text first: pdftotext {path}")
     text = content.decode(errors="surrogateescape").replace("\r\n", "\n")  # `parse` refuses what is not UTF-8
     if kind == ".txt":
-        yield from ({"text": part.strip()} for part in re.split(r"\n\s*\n", text.strip()))
+        yield from (part and {"text": part} for part in re.split(r"\n\s*\n\s*", text.strip()))
     elif kind in (".csv", ".tsv"):
         csv.field_size_limit(2**31 - 1)
-        header, rows = [], csv.reader(io.StringIO(text), delimiter="," if kind == ".csv" else "\t", strict=True)
+        rows = csv.reader(io.StringIO(text), delimiter="," if kind == ".csv" else "\t", strict=True)
+        header = next(rows, [])
+        yield ""
         for row in rows:
-            header = header or row
             if len(row) not in (0, len(header)):
                 raise InputError(f"{len(row)} columns, the header has {len(header)}; mend the row")
-            yield dict(zip(header, row)) if row not in ([], header) else ""
+            yield dict(zip(header, row)) if row else ""
     elif text.lstrip().startswith("["):
         yield from json.loads(text)
     else:
@@ -262,19 +263,20 @@ def records(path: Path):
 
 def read(path: str | Path, parse=parse) -> list[Example]:
     """The examples of a file, each by `parse(record)`. Raises InputError naming file and place."""
-    examples, well = [], 0
+    examples, place = [], 1
     try:
-        for example in map(lambda record: record if record == "" else parse(record), records(Path(path))):
-            well += 1
-            examples += [example] if example else []
+        for record in records(Path(path)):
+            examples += [parse(record)] if record != "" else []
+            place += 1
     except (ValueError, RecursionError, csv.Error, InputError) as error:
-        found = error if isinstance(error, InputError) else f"not JSON, or not in UTF-8 ({first_line(error)})"
-        units = {".txt": "paragraph", ".csv": "row", ".tsv": "row", ".json": "record"}
-        raise InputError(f"{path}, {units.get(Path(path).suffix.lower(), 'line')} {well + 1}: {found}") from None
+        kind, unit = {".txt": ("text", "paragraph"), ".csv": ("CSV", "row"), ".tsv": ("TSV", "row"),
+                      ".json": ("JSON", "record")}.get(Path(path).suffix.lower(), ("JSON", "line"))
+        found = error if isinstance(error, InputError) else f"not {kind} in UTF-8 ({first_line(error)})"
+        raise InputError(f"{path}, {unit} {place}: {found}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file of records") from None
     if not examples:
-        raise InputError(f"{path}: holds no records; see Formats in README.md")
+        raise InputError(f"{path}: holds no records; README.md, Formats, says what it can hold")
     return examples
 
 def split(examples: list[Example], fraction: float) -> dict[str, list[Example]]:
@@ -284,8 +286,8 @@ def split(examples: list[Example], fraction: float) -> dict[str, list[Example]]:
     ends = {"validation": (0, fraction), "decision": (fraction, 2 * fraction), "train": (2 * fraction, 1)}
     return {name: [e for h, e in keyed if a <= int(h[:12], 16) / 16**12 < b] for name, (a, b) in ends.items()}
 
-# ------------------------------------------------------------------------------- documents and rows of tokens
-BOS, EOS, TURN = "\U000f0000", "\U000f0001", 0xf0002  # private characters that stand for what is filled in later
+# ------------------------------------------------------------------------------- documents, rows of tokens
+BOS, EOS, TURN = "\U000f0000", "\U000f0001", 0xf0002  # of private use: they stand for what is filled in later
 
 def plain(messages, bos_token, eos_token, **unused) -> str:
     return bos_token + "".join(PLAIN[m["role"]].format(m["content"], eos=eos_token) for m in messages)
@@ -294,21 +296,23 @@ def refuse(message: str):
     raise InputError(message)
 
 def pieces(example: Example, tokenizer: Tokenizer) -> list[tuple[str | int, bool]]:
-    """A document's texts and special tokens, in order, and whether each is an answer or ends one. A template sees
-    a character in place of each turn's text: nobody's words can name special tokens. Raises InputError."""
+    """A document's texts and special tokens, in order, and whether each is an answer or ends one. A template
+    sees a character in place of what a turn says, so nobody's words name special tokens. Raises InputError."""
     chat, turns = example.turns[-1][0] == "assistant", dict(enumerate(example.turns, TURN))
     messages = [{"role": who, "content": chr(mark)} for mark, (who, _) in turns.items()]
+    answers = [chr(mark) for mark, (who, _) in turns.items() if who in ANSWERS]
     try:
         render = tokenizer.template if chat else plain
         text = render(messages=messages, bos_token=BOS, eos_token=EOS, tools=None, raise_exception=refuse)
+        text.index(answers[-1])  # a template that leaves it out fails, too
     except Exception as error:  # a template is a program
-        raise InputError(f"{tokenizer.path.parent}: its chat template fails ({first_line(error)}) on the chat "
-                         f"about {asked(example.turns)[:40]!r}") from None
-    said = {mark: words.strip() if chat else words for mark, (_, words) in turns.items()}
-    answers = [chr(mark) for mark, (who, _) in turns.items() if who in ANSWERS]
+        raise InputError(f"{tokenizer.path.parent}: its chat template fails on the chat about "
+                         f"{asked(example.turns)[:40]!r} ({first_line(error)})") from None
     special = {BOS: tokenizer.bos, EOS: tokenizer.eos} | (tokenizer.special if chat else {})
+    text = re.sub(f" (?=[{''.join(answers)}])", tokenizer.space, text)
     borders = "|".join([f" ?[{''.join(answers)}]\\s*", *map(re.escape, sorted(special, reverse=True))])
-    text, made, answer = re.sub(f" (?=[{''.join(answers)}])", tokenizer.space, text), [], False
+    said = {mark: words.strip() if chat else words for mark, (_, words) in turns.items()}
+    made, answer = [], False
     for part in filter(None, re.split(f"({borders})", text)):
         ends, answer = answer and part in special, part.strip() in answers
         made.append((special.get(part, part.translate(said)), answer or ends))
@@ -345,7 +349,8 @@ def encode(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[list[int
             documents.append((sum((run for run, _ in runs), []), sum(answers, [])))
         left = (time.monotonic() - begin) * (len(examples) / len(documents) - 1)
         if left > 5:
-            print(f"tokenizing: {len(documents):,} of {len(examples):,} records, {left:.0f} s left", flush=True)
+            done = f"{len(documents):,} of {len(examples):,} records"
+            print(f"tokenizing: {done}, {left:.0f} s left", flush=True)
     return documents
 
 def last_answer(document: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:

@@ -8,7 +8,7 @@ as pruning leaves them. Names are Meta's: w1 is the gate, w3 the up and w2 the d
 Shapes: B rows, T positions, S positions attended to, D model width, V vocabulary, H query heads, K key/value
 heads (GQA: H / K query heads share one; MHA is H = K), Q query/key and E value dimensions of a head.
 """
-import contextlib, dataclasses, itertools, json, sys, time, zipfile
+import dataclasses, itertools, json, sys, time, zipfile
 from pathlib import Path
 
 import torch
@@ -305,7 +305,7 @@ def generate(model: Llama, prompt: list[int], max_tokens: int, temperature=0.0, 
 def say(model: Llama, tokenizer: Tokenizer, ids: list[int], shown: list[int], *how) -> list[int]:
     """Prints `shown`, and what `generate` adds to `ids` as it is made; returns the latter."""
     new, printed = [], ""
-    for token in generate(model, ids, *how, tokenizer.stop):
+    for token in generate(model, ids, *how):
         new.append(token)
         text = tokenizer.decode(shown + new)
         if not text.endswith("\ufffd"):  # the middle of a character that spans several tokens
@@ -315,21 +315,21 @@ def say(model: Llama, tokenizer: Tokenizer, ids: list[int], shown: list[int], *h
 
 def chat(model: Llama, tokenizer: Tokenizer, *how) -> None:
     """Answers each line of the input, with all that was said before it in mind."""
-    turns = []
+    turns, ready = [], "> " if sys.stdin.isatty() else ""
     sys.stdin.reconfigure(errors="replace")  # whatever bytes come
-    with contextlib.suppress(EOFError):
-        while True:
-            turns += [("user", input("> " if sys.stdin.isatty() else "")), ("assistant", "")]
-            before, _ = last_answer(encode([Example(tuple(turns))], tokenizer)[0])
-            turns[-1] = "assistant", tokenizer.decode(say(model, tokenizer, before, [], *how))
-            print()
+    print(ready, end="", flush=True)
+    for line in filter(str.strip, sys.stdin):
+        turns += [("user", line), ("assistant", "")]
+        before, end = last_answer(encode([Example(tuple(turns))], tokenizer)[0])
+        new = say(model, tokenizer, before, [], *how, tokenizer.stop | {end[-1]})
+        turns[-1] = "assistant", tokenizer.decode(new)
+        print("\n" + ready, end="", flush=True)
 
 def main() -> None:
     parser = Parser(description="Generate text from a model directory, dense or pruned.")
     parser.add_argument("model", type=Path, help="model directory")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--prompt", default="The ", help="text to continue")
-    what.add_argument("--chat", action="store_true", help="answer line after line of the input")
+    parser.add_argument("--prompt", default="The ", help="text to continue")
+    parser.add_argument("--chat", action="store_true", help="answer what is typed, or piped in, line by line")
     parser.add_argument("--max-tokens", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token")
     parser.add_argument("--top-k", type=int, default=40, help="sample among the k likeliest; 0: all")
@@ -348,7 +348,7 @@ def main() -> None:
     if args.chat:
         return chat(model, tokenizer, *how)
     ids, begin = [tokenizer.bos, *tokenizer.encode([args.prompt])[0]], time.perf_counter()
-    new = say(model, tokenizer, ids, ids[1:], *how)
+    new = say(model, tokenizer, ids, ids[1:], *how, tokenizer.stop)
     n, s, params = len(new), time.perf_counter() - begin, count_parameters(model)
     print(f"\n\n{n} tokens in {s:.1f} s, {n / s:.1f} tokens/s, {params:,} parameters")
 

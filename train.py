@@ -31,7 +31,7 @@ def option(default, text: str, low=0, high=2**31, part="", **how):
 @dataclasses.dataclass
 class Config:
     model: str = option("", "model directory (default: the built-in base/)", part="model and data")
-    data: list = option("legal.jsonl", "JSON lines files", nargs="+")
+    data: list = option("legal.jsonl", "files of JSON, CSV, TSV or text", nargs="+")
     out: str = option("", "run directory (default: out/ and the first data file's name)")
     seq_len: int = option(256, "tokens of a row", 2)
     answer_only: bool = option(False, "no loss on prompts, only on answers")
@@ -320,9 +320,12 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
             raise InputError(f"--resume: the {name} changed since the checkpoint; restore it or start anew")
     run = Run(config, llama.load(base, getattr(torch, config.dtype), device, config.shard), rows, saved)
     run.tokenizer = tokenizer
+    sizes = {name: len(getattr(rows, name).tokens) for name in rows._fields[:3]}
+    epochs = config.steps * config.batch_size * config.accumulate / sizes["train"]
+    few = "\nwarning: fewer than 20 rows of validation say little" if sizes["validation"] < 20 else ""
     print(f"model: {base}, {config.dtype} on {device}; {len(run.groups):,} groups ({config.space}) of "
           f"{run.groups.total:,} parameters; learning rate {config.lr:.2g}\ndata: {files}; rows:",
-          ", ".join(f"{len(getattr(rows, name).tokens):,} {name}" for name in rows._fields[:3]))
+          ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + f"; {epochs:.2g} epochs{few}")
     run.base = run.base if saved else measure(run, run.model) | digests  # LoRA adds nothing yet
     params, loss = run.base["params"], run.base["val_loss"]
     if not math.isfinite(loss):

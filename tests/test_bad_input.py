@@ -87,10 +87,11 @@ ARGUMENTS = {  # the arguments: what the error names
     "--device tpu": "--device tpu", "--device meta": "--device meta", "--device cuda:99": "--device cuda:99",
     "--frobnicate": "--frobnicate",
     "--resume nowhere": "no others", "--data missing.jsonl": "missing.jsonl", "--data .": "cannot be read",
+    "--decisions guessing": "--decisions",
     "--model missing": "missing/", "--model .": "tokenizer.model", "--out /proc/run": "/proc/run",
 }
 HOLDINGS = b', '.join(b'"holding_%d": "h"' % i for i in range(5))
-EXPECTED = ('expected {"text": ...} or {"prompt": ..., "answer": ...}', "scripts/prepare.py")
+EXPECTED = ("expected the keys prompt+answer, ", ", text, found [", "scripts/prepare.py")
 LINES = {  # name: (the third line of a data file, what the error says)
     "cut off": (b'{"text": "a"', "not JSON"), "plain text": (b"plain text", "not JSON"),
     "not UTF-8": (b'{"text": "\xff\xfe"}', "UTF-8"),
@@ -351,7 +352,10 @@ def test_fuzz_json_lines(tmp_path):
     """3,000 mutated lines, as JSON and as bytes: examples of strings, or refused with the line."""
     rng, accepted = random.Random(1), 0
     good = [{"text": "a text"}, {"prompt": "p", "answer": "a"},
-            {"prompt": "p", "answer": "b", "options": ["a", "b", "c"]}]
+            {"prompt": "p", "answer": "b", "options": ["a", "b", "c"]},
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            {"instruction": "q", "input": "more", "output": "a"}]
     for i in range(3000):
         path = tmp_path / f"{i}.jsonl"
         line = json.dumps(mutate(rng.choice(good), rng)).encode()
@@ -362,9 +366,10 @@ def test_fuzz_json_lines(tmp_path):
         path.write_bytes(bytes(line) + b"\n")
         try:
             for example in data.read(path):
-                assert isinstance(example.prompt, str) and example.answer.strip()
+                assert data.asked(example.turns) and all(who in data.PLAIN for who, _ in example.turns)
+                assert all(said.strip() for _, said in example.turns) and example.turns[-1][0] in data.ANSWERS
                 assert all(isinstance(option, str) for option in example.options)
-                assert not example.options or example.answer in example.options
+                assert not example.options or example.turns[-1][1] in example.options
             accepted += 1
         except InputError as error:
             assert "\n" not in str(error) and str(path) in str(error)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same_run, command, content, random_model, read_log
+from conftest import assert_same_run, command, content, question, random_model, read_log
 
 import atp
 import data
@@ -339,6 +339,17 @@ def test_schedule_worked_by_hand():
     assert rise == pytest.approx([0.1, 0.5, 1.0])
     assert train.schedule(60, 110, 10 / 110) == pytest.approx(0.55)
     assert train.schedule(110, 110, 10 / 110) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("seq_len, few", [(16, False), (256, True)])
+def test_the_data_line_has_epochs_and_a_warning_of_little_validation(model_dir, data_file, capsys, seq_len, few):
+    config = train.Config(model=str(model_dir), data=[str(data_file)], device="cpu", seq_len=seq_len, steps=100,
+                          batch_size=4, accumulate=2)
+    run = train.open_run(config)
+    rows, printed = [len(part.tokens) for part in run.rows[:3]], capsys.readouterr().out
+    assert (rows[2] < 20) == few == ("warning: fewer than 20 rows of validation" in printed)
+    sizes = "{} train, {} decision, {} validation".format(*rows)
+    assert f"rows: {sizes}; {100 * 4 * 2 / rows[0]:.2g} epochs\n" in printed
 
 
 def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
