@@ -195,18 +195,17 @@ class Example(typing.NamedTuple):
 # How a turn reads where no chat template says otherwise; and the ones that --answer-only learns.
 PLAIN = {"document": "{0}{eos}", "prompt": "{0}", "answer": " {0}{eos}",
          "system": "System: {0}\n", "user": "User: {0}\n", "assistant": "Assistant: {0}{eos}\n"}
-ANSWERS, SHAREGPT = ("document", "answer", "assistant"), {"human": "user", "gpt": "assistant"}
+ANSWERS = ("document", "answer", "assistant")
+ROLES = {name: name for name in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}
 
 # A record's format is the first whose keys it has all of. The function gives its turns.
 FORMATS = {
     "prompt and answer": (("prompt", "answer"), lambda r: [("prompt", r["prompt"]), ("answer", r["answer"])]),
-    "messages": (("messages",), lambda r: [(m["role"], m["content"]) for m in r["messages"]]),
-    "ShareGPT": (("conversations",), lambda r: [
-        (SHAREGPT.get(m["from"], m["from"]), m["value"]) for m in r["conversations"]]),
+    "messages": (("messages",), lambda r: [(ROLES[m["role"]], m["content"]) for m in r["messages"]]),
+    "ShareGPT": (("conversations",), lambda r: [(ROLES[m["from"]], m["value"]) for m in r["conversations"]]),
     "Alpaca": (("instruction", "output"), lambda r: [
         ("user", "\n\n".join(filter(None, [r["instruction"], r.get("input")]))), ("assistant", r["output"])]),
-    "question and answer": (("question", "answer"), lambda r: [
-        ("user", r["question"]), ("assistant", r["answer"])]),
+    "question": (("question", "answer"), lambda r: [("user", r["question"]), ("assistant", r["answer"])]),
     "text": (("text",), lambda r: [("document", r["text"])]),
 }
 
@@ -224,13 +223,12 @@ def parse(record) -> Example:
         texts = [text for _, text in turns] + (options if isinstance(options, list) else [None])
         while turns and turns[-1][0] not in ANSWERS:
             turns.pop()
-        strangers = {who for who, _ in turns} - PLAIN.keys()
     except (LookupError, TypeError):
         texts = [None]
     if not all(isinstance(text, str) and text.strip().encode() for text in texts):  # half a character raises
-        raise InputError(f"a value of {found} is missing, empty or not a string; mend or remove the record")
-    if strangers or not asked(turns):
-        raise InputError("expected turns of user and assistant, besides system; mend or remove the record")
+        raise InputError(f"a value of {found} is missing, unknown, empty or not a string; mend the record")
+    if not asked(turns):
+        raise InputError("a chat needs a user's turn and an assistant's after it; mend the record")
     if options and turns[-1][1] not in options:
         raise InputError("the answer is none of the options; mend the record")
     return Example(tuple(turns), tuple(options), name)
@@ -296,8 +294,8 @@ def refuse(message: str):
     raise InputError(message)
 
 def pieces(example: Example, tokenizer: Tokenizer) -> list[tuple[str | int, bool]]:
-    """A document's texts and special tokens, in order, and whether each is an answer or ends one. A template
-    sees a character in place of what a turn says, so nobody's words name special tokens. Raises InputError."""
+    """A document's texts and special tokens in order, and whether each is an answer or ends one. A template
+    sees characters in place of what turns say, so nobody's words name special tokens. Raises InputError."""
     chat, turns = example.turns[-1][0] == "assistant", dict(enumerate(example.turns, TURN))
     messages = [{"role": who, "content": chr(mark)} for mark, (who, _) in turns.items()]
     answers = [chr(mark) for mark, (who, _) in turns.items() if who in ANSWERS]
@@ -339,19 +337,18 @@ def permutation(n: int, seed: int, epoch: int) -> list[int]:
 
 def encode(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
     """Each example's document: all its ids, and those of answers, IGNORE for others; tells how far it is."""
-    documents, begin = [], time.monotonic()
+    made, begin = [], time.monotonic()
     for some in (examples[i:i + 5000] for i in range(0, len(examples), 5000)):
         parts = [pieces(example, tokenizer) for example in some]
         ids = iter(tokenizer.encode([text for part in parts for text, _ in part if isinstance(text, str)]))
         for part in parts:
             runs = [(next(ids) if isinstance(text, str) else [text], learned) for text, learned in part]
             answers = [run if learned else len(run) * [IGNORE] for run, learned in runs]
-            documents.append((sum((run for run, _ in runs), []), sum(answers, [])))
-        left = (time.monotonic() - begin) * (len(examples) / len(documents) - 1)
+            made.append((sum((run for run, _ in runs), []), sum(answers, [])))
+        left = (time.monotonic() - begin) * (len(examples) / len(made) - 1)
         if left > 5:
-            done = f"{len(documents):,} of {len(examples):,} records"
-            print(f"tokenizing: {done}, {left:.0f} s left", flush=True)
-    return documents
+            print(f"tokenizing: {len(made):,} of {len(examples):,} records, {left:.0f} s left", flush=True)
+    return made
 
 def last_answer(document: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
     """The ids before a document's last answer, and the answer's own."""

@@ -99,8 +99,8 @@ def validation_loss(model: Llama, rows: data.Rows, batch_size: int, masks=None) 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
 def answer_score(model: Llama, tokenizer: Tokenizer, example: data.Example, seq_len: int, masks=None):
-    """Mean log-likelihood in nats of the last answer's tokens and EOS, and whether greedy decoding gives them;
-    a long prompt loses its beginning, so that both fit in `seq_len`."""
+    """Mean log-likelihood in nats of the answer's tokens and EOS, and whether greedy decoding gives them; a
+    long prompt loses its beginning, so that both fit in `seq_len`."""
     before, ids = data.last_answer(data.encode([example], tokenizer)[0])
     row = torch.tensor((before + ids)[-seq_len - 1:], device=model.norm.weight.device)
     n = min(len(ids), len(row) - 1)

@@ -17,7 +17,7 @@ def chat(format, *turns) -> Example:
 
 SYSTEM, HI, HELLO = ("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!")
 MORE, BYE = ("user", "Anything else?"), ("assistant", "No.")
-QA = Example((("user", "Is a bank a party?"), ("assistant", "yes")), ("yes", "no"), "question and answer")
+QA = Example((("user", "Is a bank a party?"), ("assistant", "yes")), ("yes", "no"), "question")
 RECORDS = [  # records as their data sets have them, and what they stand for; one table for all rows of FORMATS
     ({"text": "t", "meta": {"pile_set_name": "FreeLaw"}}, document("t")),
     ({"prompt": "p", "answer": "a", "id": 7}, question("p", "a")),
@@ -61,7 +61,7 @@ FILES = {  # file name: (its content, what it holds)
                                                                            document("Another.")]),
     "table.csv": ('instruction,input,output\n"Say, ""why""\nnot?",,"a, b"\n\nHi,,Hello!\n', ALPACA),
     "TABLE.TSV": ("id\tquestion\tanswer\r\n1\tIs it, too?\tyes\r\n",
-                  [chat("question and answer", ("user", "Is it, too?"), ("assistant", "yes"))]),
+                  [chat("question", ("user", "Is it, too?"), ("assistant", "yes"))]),
     "long.csv": ("text\n" + 200_000 * "a", [document(200_000 * "a")])}
 
 
@@ -89,13 +89,15 @@ BAD = {  # file name: (its content, what the error says), see LINES in test_bad_
     "images.jsonl": ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},'
                      ' {"role": "assistant", "content": "Hello!"}]}', "line 1: ", "not a string"),
     **{f"chat-{i}.jsonl": (json.dumps({"messages": [{"role": who, "content": said} for who, said in turns]}),
-                           "line 1: expected turns of user and assistant")
-       for i, turns in enumerate([[], [HI], [SYSTEM, HELLO], [HELLO, HI], [HI, ("tool", "42"), HELLO]])},
-    **{f"damaged-{i}.jsonl": (record, "line 1: ", "is missing, empty or not a string") for i, record in enumerate([
+                           "line 1: a chat needs a user's turn and an assistant's after it")
+       for i, turns in enumerate([[], [HI], [SYSTEM, HELLO], [HELLO, HI]])},
+    **{f"damaged-{i}.jsonl": (record, "line 1: a value of", "unknown, empty or not a") for i, record in enumerate([
         '{"messages": null}', '{"messages": "Hi"}', '{"messages": [5]}', '{"messages": [{"role": "user"}]}',
         '{"messages": [{"role": ["user"], "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}',
         '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": null}]}',
-        '{"conversations": [{"role": "user", "content": "Hi"}]}', '{"conversations": {"from": "human"}}',
+        '{"messages": [{"role": "prompt", "content": "Hi"}, {"role": "answer", "content": "Hello!"}]}',
+        '{"messages": [{"role": "tool", "content": "42"}]}', '{"conversations": [{"role": "user", "content": "Hi"}]}',
+        '{"conversations": {"from": "human"}}',
         '{"instruction": 5, "output": "a"}', '{"instruction": "", "input": "", "output": "a"}',
         '{"instruction": "a", "input": {}, "output": "a"}'.replace("{}", '{"a": 1}'),
         '{"question": "q", "answer": "a", "options": "ab"}', '{"question": "q", "answer": ["a"]}'])},
@@ -118,7 +120,8 @@ def test_splits_are_deterministic_and_disjoint():
     side, and so are all answers to one prompt."""
     examples = [document(f"document {i}") for i in range(1000)] + [document("document 7")] * 5
     examples += [question("Which day?", str(i)) for i in range(26)]
-    examples += [chat("messages", SYSTEM, ("user", " Which day?"), HELLO), chat("messages", HELLO, ("user", "Which day?"), HELLO)]
+    examples += [chat("messages", SYSTEM, ("user", " Which day?"), HELLO),
+                 chat("messages", HELLO, ("user", "Which day?"), HELLO)]
     parts = data.split(examples, 0.1)
     assert len(parts["validation"]) + len(parts["decision"]) + len(parts["train"]) == 1033
     assert 60 < len(set(parts["validation"])) < 140 and 60 < len(set(parts["decision"])) < 140
@@ -178,8 +181,8 @@ def test_the_validation_split_comes_by_format_too(tmp_path, data_file, tokenizer
     path.write_text("question\tanswer\n" + "".join(f"Does {text}\tyes\n" for text in sentences(100, 3)))
     one, both = (data.load(paths, tokenizer, 32, answer_only=True) for paths in ([data_file], [data_file, path]))
     assert set(one.formats) == {"text", "prompt and answer"}
-    assert set(both.formats) == {"text", "prompt and answer", "question and answer"}
-    assert {q.format for q in both.questions} == {"prompt and answer", "question and answer"}
+    assert set(both.formats) == {"text", "prompt and answer", "question"}
+    assert {q.format for q in both.questions} == {"prompt and answer", "question"}
     for loaded in (one, both):
         targets = [(rows.targets != IGNORE).sum() for rows in (loaded.validation, *loaded.formats.values())]
         assert sum(targets[1:]) == targets[0]
@@ -204,9 +207,10 @@ def chat_tokenizer(tmp_path):
 @pytest.mark.parametrize("template, expected", [
     (CHATML, [1, "system\nBe brief.", 2, "\n", 1, "user\nHi", 2, "\n", 1, "assistant\n", ["Hello!"], [2], "\n", 1,
               "user\nAnything else?", 2, "\n", 1, "assistant\n", ["No."], [2]]),
-    (LLAMA2, [" Be brief. ", 2, 0, "[INST] Hi [/INST]", [" Hello! "], [2], 0, "[INST] Anything else? [/INST]", [" No. "],
-              [2]]),
-    (BARE, ["system: Be brief.\nuser: Hi\nassistant:", [" Hello!\n"], "user: Anything else?\nassistant:", [" No.\n"], [2]]),
+    (LLAMA2, [" Be brief. ", 2, 0, "[INST] Hi [/INST]", [" Hello! "], [2], 0, "[INST] Anything else? [/INST]",
+              [" No. "], [2]]),
+    (BARE, ["system: Be brief.\nuser: Hi\nassistant:", [" Hello!\n"], "user: Anything else?\nassistant:", [" No.\n"],
+            [2]]),
     (None, [0, "System: Be brief.\nUser: Hi\nAssistant:", [" Hello!"], [2], "\nUser: Anything else?\nAssistant:",
             [" No."], [2]])], ids=["ChatML", "LLaMA-2", "without special tokens", "none"])
 def test_a_chat_is_rendered_by_its_template(chat_tokenizer, template, expected):
@@ -224,7 +228,8 @@ def test_chats_have_the_ids_of_transformers(chat_tokenizer, tmp_path):
         ours = chat_tokenizer(template)
         theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "made")
         theirs.bos_token = "<|endoftext|>"
-        wanted = theirs.apply_chat_template([m | {"content": m["content"].strip()} for m in messages], tokenize=True, return_dict=False)
+        trimmed = [m | {"content": m["content"].strip()} for m in messages]
+        wanted = theirs.apply_chat_template(trimmed, tokenize=True, return_dict=False)
         (ids, answers), = data.encode([data.parse({"messages": messages})], ours)
         assert ours.model.decode(ids, False) == theirs.decode(wanted).rstrip("\n") + (template == BARE) * "\n<|im_end|>"
         if template == CHATML:
@@ -244,8 +249,8 @@ def test_what_is_said_names_no_special_token(chat_tokenizer):
 
 
 def test_without_a_template_a_chat_is_that_prompt_and_answer(tokenizer):
-    prompted, chatted = data.encode([question("User: Hi\nAssistant:", "Hello!"), chat("messages", HI, HELLO)], tokenizer)
-    assert prompted == chatted
+    prompted = question("User: Hi\nAssistant:", "Hello!")
+    assert data.encode([prompted], tokenizer) == data.encode([chat("messages", HI, HELLO)], tokenizer)
 
 
 def test_a_template_of_its_own_file_or_name_or_none(chat_tokenizer, tmp_path, monkeypatch):

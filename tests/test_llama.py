@@ -198,8 +198,7 @@ def test_a_chat_goes_on_from_all_that_was_said(tmp_path, monkeypatch, capsys, te
     write_tokenizer(tmp_path / "made", chat_template=template, eos_token="<|endoftext|>" if template else "<|im_end|>")
     (tmp_path / "made/generation_config.json").unlink()
     llama.save(random_model(lora=False), tmp_path / "model", tmp_path / "made")
-    model, tokenizer, asked = llama.load(tmp_path / "model"), data.Tokenizer(tmp_path / "model"), ["Hi", "the lessee \ufffd?"]
-    drawn, prompts = llama.generate, []
+    tokenizer, drawn, prompts = data.Tokenizer(tmp_path / "model"), llama.generate, []
 
     def generate(model, ids, *how):  # "a" once, then what a turn ends with
         prompts.append(ids)
@@ -211,9 +210,10 @@ def test_a_chat_goes_on_from_all_that_was_said(tmp_path, monkeypatch, capsys, te
 
     monkeypatch.setattr(llama, "generate", generate)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n\nthe lessee \xff?"), "utf-8"))
-    assert command(monkeypatch, tmp_path / "model", "--chat", "--temperature", 0, "--max-tokens", 5, main=llama.main) == 0
+    how = "--temperature", 0, "--max-tokens", 5
+    assert command(monkeypatch, tmp_path / "model", "--chat", *how, main=llama.main) == 0
     assert capsys.readouterr().out == "a\na\n"
-    chat = tuple((who, said) for question in asked for who, said in (("user", question), ("assistant", "a")))
+    chat = ("user", "Hi"), ("assistant", "a"), ("user", "the lessee \ufffd?"), ("assistant", "a")
     for n, prompt in zip((2, 4), prompts, strict=True):
         (ids, _), = data.encode([data.Example(chat[:n])], tokenizer)
         assert prompt == ids[:-2]  # "a" and the end

@@ -29,7 +29,7 @@ PLAIN = [  # what data.py reads goes through, with its own formats' names
     ({"text": "t", "language": "en"}, document("t")), ({"prompt": "p", "answer": "a"}, question("p", "a")),
     ({"prompt": "p", "answer": "a", "options": ["a", "b"]}, question("p", "a", ["a", "b"])),
     ({"question": "q", "answer": "a", "options": ["a", "b"]},
-     data.Example((("user", "q"), ("assistant", "a")), ("a", "b"), "question and answer"))]
+     data.Example((("user", "q"), ("assistant", "a")), ("a", "b"), "question"))]
 
 
 @pytest.mark.parametrize("name, record, prompt, answer, options", RECORDS)
