@@ -177,12 +177,14 @@ def test_an_answer_is_set_off_from_its_prompt(tokenizer):
 
 def test_the_validation_split_comes_by_format_too(tmp_path, data_file, tokenizer):
     """Choices are questions, whatever their format, and so are short answers, but no whole texts."""
-    path = tmp_path / "choices.tsv"
-    path.write_text("question\tanswer\n" + "".join(f"Does {text}\tyes\n" for text in sentences(100, 3)))
+    path, some = tmp_path / "choices.json", sentences(100, 3)
+    long = [{"question": f"Does {text}", "answer": 3 * text, "options": [3 * text]} for text in some]
+    path.write_text(json.dumps([{"text": f"Lot {i}."} for i in range(100)] + long))
     one, both = (data.load(paths, tokenizer, 32, answer_only=True) for paths in ([data_file], [data_file, path]))
     assert set(one.formats) == {"text", "prompt and answer"}
     assert set(both.formats) == {"text", "prompt and answer", "question"}
     assert {q.format for q in both.questions} == {"prompt and answer", "question"}
+    assert any(q.options and len(data.encode([q], tokenizer)[0][0]) > 64 for q in both.questions)
     for loaded in (one, both):
         targets = [(rows.targets != IGNORE).sum() for rows in (loaded.validation, *loaded.formats.values())]
         assert sum(targets[1:]) == targets[0]

@@ -203,7 +203,7 @@ def test_a_chat_goes_on_from_all_that_was_said(tmp_path, monkeypatch, capsys, te
     def generate(model, ids, *how):  # "a" once, then what a turn ends with
         prompts.append(ids)
         assert how[:3] == (5, 0, 40) and len(list(drawn(model, ids, *how))) <= 5
-        for token in [*tokenizer.encode(["a"])[0], 2, 2]:
+        for token in [*tokenizer.encode(["a"])[0], 2, *tokenizer.encode(["too far"])[0]]:
             if token in how[3]:
                 return
             yield token
