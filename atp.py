@@ -17,8 +17,7 @@ budget, the lasso and the slicing (export.py) are read off it. Try it:  python -
 import math
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import InputError, add_up, first_process_says
 from llama import LayerSize, Llama, LlamaConfig
@@ -155,6 +154,10 @@ class Groups:
         return [{kind: d[start:start + n].nonzero().flatten().tolist()
                  for at, kind, start, n in self.segments if at == layer} for layer in range(len(self.axes))]
 
+    def sizes(self, d: Tensor) -> list[list[int]]:
+        """How many groups of each kind stay, one list a layer."""
+        return [[len(groups) for groups in kept.values()] for kept in self.kept_groups(d)]
+
 # --------------------------------------------------------------------------- the generator, and its decisions
 class Generator(nn.Module):
     """G: one fixed orthogonal vector a layer -> transformer encoder over the layers -> a linear head a layer.
@@ -194,7 +197,7 @@ class Decisions:
         self.generator = Generator(groups).to(self.d.device)
         for p in self.generator.head.parameters() if self.warm_steps else []:
             nn.init.zeros_(p)  # the prior is all there is to begin with
-        self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=options.generator_lr)
+        self.optimizer = adamw(self.generator.parameters(), lr=options.generator_lr)
 
     def keep(self, step: int) -> float:
         """The fraction to keep at a step after the warm start: from 1 to the target in `anneal` of them."""
@@ -222,7 +225,7 @@ class Decisions:
         objective, keep, terms = (d * gradient).sum(), self.keep(step), {}
         if self.options.budget == "loss":
             term = budget_term((d * self.groups.cost).sum() / self.groups.total, keep)
-            objective, terms["budget"] = objective + ALPHA * term, term.item()
+            objective, terms["R"] = objective + ALPHA * term, term.item()
         self.optimizer.zero_grad()
         objective.backward()
         clip_gradients(self.generator.parameters(), CLIP)
@@ -241,10 +244,6 @@ class Decisions:
         """T_end: decisions change no more, and the generator is let go of."""
         self.d, self.frozen, self.generator, self.optimizer = d, True, None, None
 
-    def learners(self) -> list:
-        """What has a state of its own, as long as it learns."""
-        return [] if self.frozen else [self.generator, self.optimizer]
-
 def straight_through(p: Tensor) -> Tensor:
     """1[p > 1/2], with the gradient of p."""
     return (p > 0.5).to(p.dtype) + (p - p.detach())  # in this order, for exact zeros and ones
@@ -252,6 +251,14 @@ def straight_through(p: Tensor) -> Tensor:
 def gumbel(like: Tensor) -> Tensor:
     """Standard Gumbel noise, the paper's way to explore; from the CPU, the same for every device."""
     return -torch.empty(like.shape).exponential_().log().to(like.device)
+
+def adamw(parameters, **options) -> torch.optim.AdamW:
+    """AdamW with its state there from the start, so that all checkpoints are alike."""
+    optimizer = torch.optim.AdamW(parameters, **options)
+    for p in optimizer.param_groups[0]["params"]:
+        optimizer.state[p] = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p.data),
+                              "exp_avg_sq": torch.zeros_like(p.data)}
+    return optimizer
 
 def clip_gradients(parameters, bound: float) -> float:
     """Scales gradients to a norm of at most `bound`; returns what it was. Raises InputError if not finite."""

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import data
-import llama
+import data, llama
 from atp import ROWS, Groups, pruned_size
 from data import InputError, Tokenizer, wait_for_all
 from llama import Llama
@@ -101,7 +100,7 @@ def validation_loss(model: Llama, rows: data.Rows, batch_size: int, masks=None) 
 def answer_score(model: Llama, tokenizer: Tokenizer, example: data.Example, seq_len: int, masks=None):
     """Mean log-likelihood in nats of the answer's tokens and EOS, and whether greedy decoding gives them; a
     long prompt loses its beginning, so that both fit in `seq_len`."""
-    before, ids = data.last_answer(data.encode([example], tokenizer)[0])
+    before, ids = data.last_answer(*data.encode([example], tokenizer)[0])
     row = torch.tensor((before + ids)[-seq_len - 1:], device=model.norm.weight.device)
     n = min(len(ids), len(row) - 1)
     logp = model(row[None, :-1], masks)[0, -n:].log_softmax(-1)  # n V
@@ -111,7 +110,7 @@ def answer_accuracy(model: Llama, tokenizer: Tokenizer, questions, seq_len: int,
     """Fraction of questions whose likeliest option is the true one, or whose answer greedy decoding gives."""
     right = 0
     for question in questions:
-        answers = [question.answered(option) for option in question.options] or [question]
+        answers = [question._replace(answer=option) for option in question.options] or [question]
         scores = [answer_score(model, tokenizer, answer, seq_len, masks) for answer in answers]
         best = scores.index(max(scores))
         right += answers[best] == question if question.options else scores[best][1]

@@ -8,7 +8,7 @@ as pruning leaves them. Names are Meta's: w1 is the gate, w3 the up and w2 the d
 Shapes: B rows, T positions, S positions attended to, D model width, V vocabulary, H query heads, K key/value
 heads (GQA: H / K query heads share one; MHA is H = K), Q query/key and E value dimensions of a head.
 """
-import dataclasses, itertools, json, sys, time, zipfile
+import dataclasses, functools, itertools, json, time, zipfile
 from pathlib import Path
 
 import torch
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data import (IGNORE, PROCESSES, Example, InputError, Parser, Tokenizer, command, encode, find_device,
-                  first_line, last_answer, write_atomic, write_json)
+from data import (IGNORE, PROCESSES, InputError, Parser, Tokenizer, command, find_device, first_line, fits,
+                  regular, write_atomic, write_json)
 from lora import LoRALinear, Mask
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class LlamaConfig:
     def read(cls, path: Path) -> "LlamaConfig":
         """Reads `params.json`. Raises InputError for anything from which no LLaMA can be built."""
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(regular(path).read_text())
             if values["vocab_size"] == -1:  # LLaMA-2 leaves it to the tokenizer
                 values["vocab_size"] = len(open_shards(path.parent)[0].get("tok_embeddings.weight", ()))
             return cls(**values)
@@ -172,6 +172,8 @@ class Llama(nn.Module):
         return [linear for block in self.layers for linear in block.linears().values()]
 
     def add_lora(self, rank: int, scale: float) -> None:
+        inner = sum(sum(linear.weight.shape) for linear in self.linears())
+        fits(16 * rank * inner, self.norm.weight.device, f"LoRA of --rank {rank}")  # gradient, two moments
         for linear in self.linears():
             linear.add_lora(rank, scale)
 
@@ -217,14 +219,36 @@ def count_parameters(model: nn.Module) -> int:
 BESIDE_WEIGHTS = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
                   "chat_template.jinja")
 
+def form(value) -> str:
+    """What was read, in words: dtype and shape of a tensor that has all its numbers, or else the type."""
+    if not isinstance(value, Tensor):
+        return "missing" if value is ... else type(value).__name__
+    odd = value.layout != torch.strided or value.is_nested or value.is_meta
+    if odd or value.untyped_storage().nbytes() < value.nbytes:
+        return "sparse, nested, expanded or on the meta device"
+    return f"{value.dtype} {[*value.shape]}"
+
+def restore(own, saved, name: str) -> None:
+    """Copies the tensors in `saved`, a structure of dicts and lists, into those of `own`. Raises InputError
+    unless all keys, types, shapes and dtypes are the same; an empty list stands for any."""
+    if form(saved) != form(own):
+        raise InputError(f"{name[-120:]}: is {form(saved)}, expected {form(own)}; damaged or foreign")
+    if isinstance(own, Tensor):
+        own.copy_(saved.detach())
+    if isinstance(own, list):
+        own, saved = dict(enumerate(own or saved)), dict(enumerate(saved))
+    for key in own | saved if isinstance(own, dict) else ():
+        restore(own.get(key, ...), saved.get(key, ...), f"{name}, {key}")
+
 def read_tensors(path: Path, mmap: bool) -> dict:
     """What `torch.save` wrote to `path`: tensors and plain values, nothing that could run. Raises InputError,
     also for what is compressed (torch misreads that) or, unless mapped, does not match its checksums."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             if any(record.compress_type for record in archive.infolist()) or (not mmap and archive.testzip()):
                 raise ValueError("a compressed record, or one that does not match its checksum")
-        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap).items())
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return {str(name): getattr(value, "data", value) for name, value in found.items()}  # of nn.Parameters
     except Exception as error:  # damage shows as BadZipFile, RuntimeError, UnpicklingError, EOFError, ...
         raise InputError(f"{path}: not a readable checkpoint, or damaged ({first_line(error)})") from None
 
@@ -235,23 +259,37 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
         path = directory / f"consolidated.{i:02d}.pth"
         shards.append(read_tensors(path, mmap=True))
         for name, value in shards[-1].items():
-            if not isinstance(value, Tensor) or not value.is_floating_point() or not value.is_contiguous():
-                kind = getattr(value, "dtype", type(value).__name__)
-                raise InputError(f"{path}: {str(name)[:40]!r} is {kind}; expected plain, unquantized tensors")
+            if not isinstance(value, Tensor) or "float" not in form(value):
+                raise InputError(f"{path}: {name[:40]!r} is {form(value)}; expected unquantized tensors")
     return shards
+
+def find(path: Path) -> Path:
+    """The model directory that is meant: `path`, or of a run `pruned`, or of Meta's repositories `original`.
+    Raises InputError with the command that makes one of what is there instead."""
+    for part in (".", "pruned", "original"):
+        if (path / part / "params.json").exists():
+            return path / part
+    for sign, hint in {"ckpt.pt": "python train.py --resume {0} first, the run is not finished",
+                       "config.json": "python scripts/convert_hf.py {0} models/{1} makes one of it",
+                       "": "python scripts/from_gguf.py {0} models/{1} makes one of a GGUF file"}.items():
+        if (path / sign).exists() and (sign or path.is_file()):
+            raise InputError(f"{path}: no model directory; " + hint.format(path, path.stem))
+    raise InputError(f"{path}: no model directory (params.json); hf download gets one from the hub")
 
 @torch.no_grad()
 def load(directory: str | Path, dtype=None, device="cpu", sharded=False) -> Llama:
     """Loads a model directory, its weights frozen, in `dtype` or as stored; without `output.weight`, output
     and embedding are tied. If `sharded`, layers are spread over torchrun's processes. Raises InputError."""
     directory = Path(directory)
-    names = set(open_shards(directory)[0]) - {"rope.freqs"}  # LLaMA-2 stores its rotary frequencies, too
+    names = open_shards(directory)[0].keys() - {"rope.freqs"}  # LLaMA-2 stores rotary frequencies, too
     with torch.device("meta"):
         model = Llama(LlamaConfig.read(directory / "params.json"), tied="output.weight" not in names)
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    for name in sorted(names ^ shapes.keys(), key=str):
+    for name in sorted(names ^ shapes.keys()):
         problem = "is missing" if name in shapes else "is not part of this LLaMA"
-        raise InputError(f"{directory}: tensor {str(name)[:40]} {problem}; it does not fit params.json")
+        raise InputError(f"{directory}: tensor {name[:40]} {problem}; it does not fit params.json")
+    size = count_parameters(model) * (dtype or torch.float16).itemsize // (PROCESSES if sharded else 1)
+    fits(size, torch.device(device), f"{directory}: its weights")
     for (part, _), names in itertools.groupby(shapes, lambda name: name.split(".")[:2]):
         shards = open_shards(directory)  # anew for every layer: what has been read need not stay in memory
         for name in names:
@@ -284,7 +322,7 @@ def save(model: Llama, directory: Path, source: Path) -> None:
     weights = {name: p.data for name, p in model.named_parameters()}
     write_atomic(directory / "consolidated.00.pth", lambda file: torch.save(weights, file))
     for name in BESIDE_WEIGHTS:
-        if (source / name).exists():
+        if (source / name).is_file():
             write_atomic(directory / name, lambda file: file.write((source / name).read_bytes()))
     write_json(directory / "params.json", dataclasses.asdict(model.config))
 
@@ -292,43 +330,34 @@ def save(model: Llama, directory: Path, source: Path) -> None:
 def generate(model: Llama, prompt: list[int], max_tokens: int, temperature=0.0, top_k=0, stop=()):
     """Yields token ids after `prompt`, a pass each. Temperature 0 is greedy, top_k 0 samples from all."""
     tokens, caches = torch.tensor([prompt], device=model.norm.weight.device), [[] for _ in model.layers]
+    each = model.norm.weight.itemsize * sum(s.n_kv_heads * (s.qk_dim + s.v_dim) for s in model.config.layers)
+    fits((len(prompt) + max_tokens) * each, tokens.device, "keys and values of --max-tokens")
     for _ in range(max_tokens):
         logits = model(tokens, caches=caches)[0, -1]
         if top_k:
             logits[logits < logits.topk(min(top_k, len(logits))).values[-1]] = -torch.inf
         p = (logits / (temperature or 1)).softmax(-1)
+        if not p.isfinite().all():
+            raise InputError("logits are not finite: the weights are damaged, or --temperature is too low")
         tokens = p.multinomial(1)[None] if temperature else logits.argmax().view(1, 1)
         if int(tokens) in stop:
             return
         yield int(tokens)
 
-def say(model: Llama, tokenizer: Tokenizer, ids: list[int], shown: list[int], *how) -> list[int]:
+def say(model: Llama, tokenizer: Tokenizer, args, ids: list[int], shown: list[int], stop) -> list[int]:
     """Prints `shown`, and what `generate` adds to `ids` as it is made; returns the latter."""
     new, printed = [], ""
-    for token in generate(model, ids, *how):
+    for token in generate(model, ids, args.max_tokens, args.temperature, args.top_k, stop):
         new.append(token)
-        text = tokenizer.decode(shown + new)
-        if not text.endswith("\ufffd"):  # the middle of a character that spans several tokens
-            print(text[len(printed):], end="", flush=True)
-            printed = text
+        text = tokenizer.decode(shown + new).rstrip("\ufffd")  # the part of a character that has more tokens
+        print(text[len(printed):], end="", flush=True)
+        printed = text
     return new
-
-def chat(model: Llama, tokenizer: Tokenizer, *how) -> None:
-    """Answers each line of the input, with all that was said before it in mind."""
-    turns, ready = [], "> " if sys.stdin.isatty() else ""
-    sys.stdin.reconfigure(errors="replace")  # whatever bytes come
-    print(ready, end="", flush=True)
-    for line in filter(str.strip, sys.stdin):
-        turns += [("user", line), ("assistant", "")]
-        before, end = last_answer(encode([Example(tuple(turns))], tokenizer)[0])
-        new = say(model, tokenizer, before, [], *how, tokenizer.stop | {end[-1]})
-        turns[-1] = "assistant", tokenizer.decode(new)
-        print("\n" + ready, end="", flush=True)
 
 def main() -> None:
     parser = Parser(description="Generate text from a model directory, dense or pruned.")
     parser.add_argument("model", type=Path, help="model directory")
-    parser.add_argument("--prompt", default="The ", help="text to continue")
+    parser.add_argument("--prompt", default="The ", type=str.encode, help="text to continue")
     parser.add_argument("--chat", action="store_true", help="answer what is typed, or piped in, line by line")
     parser.add_argument("--max-tokens", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token")
@@ -337,18 +366,18 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="as stored, but on CPUs float32")
     args = parser.parse_args()
-    if args.max_tokens < 1 or args.top_k < 0 or not 0 <= args.temperature < 1e6:
-        raise InputError("--max-tokens must be at least 1, --top-k and --temperature at least 0")
+    if args.max_tokens < 1 or args.top_k < 0 or not 0 <= args.temperature < 1e6 or not 0 <= args.seed < 2**63:
+        raise InputError("--max-tokens must be at least 1, --top-k, --temperature and --seed at least 0")
     torch.manual_seed(args.seed)
-    device = find_device(args.device)
+    directory, device = find(args.model), find_device(args.device)
     dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
-    model, tokenizer = load(args.model, dtype, device), Tokenizer(args.model)
+    model, tokenizer = load(directory, dtype, device), Tokenizer(directory)
     tokenizer.check(model.config.vocab_size)
-    how = args.max_tokens, args.temperature, args.top_k
     if args.chat:
-        return chat(model, tokenizer, *how)
-    ids, begin = [tokenizer.bos, *tokenizer.encode([args.prompt])[0]], time.perf_counter()
-    new = say(model, tokenizer, ids, ids[1:], *how, tokenizer.stop)
+        from scripts.chat import talk
+        return talk(tokenizer, functools.partial(say, model, tokenizer, args))
+    (prompt,), begin = tokenizer.encode([args.prompt.decode()]), time.perf_counter()
+    new = say(model, tokenizer, args, [tokenizer.bos, *prompt], prompt, tokenizer.stop)
     n, s, params = len(new), time.perf_counter() - begin, count_parameters(model)
     print(f"\n\n{n} tokens in {s:.1f} s, {n / s:.1f} tokens/s, {params:,} parameters")
 

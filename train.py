@@ -6,21 +6,19 @@
 One pass through soft decisions teaches LoRA the task and the generator G which groups to keep; at T_end
 (`--freeze-at`) the others are cut out, and the rest is plain LoRA. The loop is `tune`, a step `Run.advance`.
 """
-import argparse, dataclasses, hashlib, json, math, os, signal, sys, time
+import argparse, dataclasses, hashlib, json, math, os, platform, shlex, signal, statistics, sys, time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import atp
-import data
-import export
-import llama
+import atp, data, export, llama
 from data import InputError
 from export import answer_accuracy, peak_memory, validation_loss
 
-VERSION, RUN_FILES = 2, ("ckpt.pt", "log.jsonl", "summary.json", "pruned")  # what a run writes
+VERSION, RUN_FILES = 3, ("ckpt.pt", "log.jsonl", "summary.json", "pruned", "dense")  # what a run writes
 PLAIN = ("step", "seconds", "log", "base")  # a run's attributes that a checkpoint holds as they are
+MEASURED = ("params", "val_loss", "accuracy")  # what the summary says of each model
 CALIBRATION, CLIP, WEIGHT_DECAY, WARMUP = 4, 1.0, 0.01, 0.03  # batches for criteria; LoRA's constants
 
 # ---------------------------------------------------------------------------------------------------- options
@@ -39,6 +37,7 @@ class Config:
     space: str = option("dims", "remove head dimensions or heads, and FFN units", choices=list(atp.SPACES))
     uniform: bool = option(False, "the same sizes in every layer, for engines that want that")
     round_to: int = option(1, "keep dimensions and FFN units in multiples of this, 1 or even", 1)
+    dense: bool = option(False, "also tune without pruning, to see what that costs (base/: always)")
     decisions: str = option("atp", "learned while tuning (atp) or before (two-stage); by a criterion; none",
                             choices=["atp", "two-stage", *atp.CRITERIA, "none"])
     slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
@@ -73,7 +72,7 @@ class Config:
     def __post_init__(self):
         """Raises InputError for a value of another type, out of range or not among the choices."""
         self.model = self.model or str(Path(__file__).with_name("base"))
-        self.data = [self.data] if isinstance(self.data, str) else list(self.data)
+        self.data = [self.data] if isinstance(self.data, str) else [*map(str, self.data)]
         for field in dataclasses.fields(self):
             flag, value = "--" + field.name.replace("_", "-"), getattr(self, field.name)
             kind, (low, high) = (int, float) if field.type is float else field.type, field.metadata["range"]
@@ -86,7 +85,8 @@ class Config:
 PAPER = dict(alternate=True, freeze_at=0.5, generator_every=1, budget="loss", sample=True, warm_start=0.0,
              anneal=0.0, generator_lr=1e-3, lasso="loss", lasso_weight=10.0, slice_at_freeze=False)
 
-def parse_arguments() -> tuple[Config, Path | None, bool]:
+def parse_arguments() -> tuple[dict, Path | None, bool]:
+    """The options that were given, by their fields' names; --resume; --overwrite."""
     parser = data.Parser(description=__doc__.splitlines()[0], argument_default=argparse.SUPPRESS)
     for field in dataclasses.fields(Config):
         flag, about, kind = "--" + field.name.replace("_", "-"), field.metadata, type(field.default)
@@ -96,50 +96,75 @@ def parse_arguments() -> tuple[Config, Path | None, bool]:
         parsed = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
         part.add_argument(flag, help=text, **parsed, **about["how"])
     parser.add_argument("--paper", action="store_true", help=f"the authors' procedure: {PAPER}")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on from a run's checkpoint")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on, up to --steps if given")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output directory")
     given = vars(parser.parse_args())
     paper, resume, overwrite = (given.pop(name, None) for name in ("paper", "resume", "overwrite"))
-    if resume and (given or paper or overwrite):
-        raise InputError("--resume goes on with the run's own options; give no others with it")
-    return Config(**((PAPER if paper else {}) | given)), resume, overwrite
+    if resume and (given.keys() - {"steps"} or paper or overwrite):
+        raise InputError("--resume goes on with the run's own options; give none but --steps with it")
+    if resume:
+        return given, resume, False
+    return {"dense": "model" not in given} | (PAPER if paper else {}) | given, None, overwrite is not None
 
 # ------------------------------------------------------------------------------------- the loop and its steps
 def tune(run: "Run", out: Path) -> None:
     """ATP's one-stage loop, from `run.step` to the last one, or until it is asked to stop (`run.stop`)."""
-    config, terms, since, before = run.config, {}, run.step, run.seconds
+    config, terms, lasted = run.config, {}, []
+    if not run.decisions.frozen:
+        print("loss in nats a token; flips: fraction of the decisions that changed; budget: of the prunable "
+              "parameters kept;\ngrad_norm: LoRA's gradient before clipping; lr: the learning rate")
+    elif run.prune:
+        show_cut(run)
+    if config.compile and run.step < run.steps:
+        print("compiling: some steps, the first and those after the cut, take minutes", flush=True)
     while run.step < run.steps and not run.stop:
         # learn
-        begin, searching = time.monotonic(), not run.decisions.frozen
-        terms |= run.advance()
-        run.seconds += time.monotonic() - begin
+        phase, before = "tune" if run.decisions.frozen else "search", sum(run.seconds.values())
+        terms |= run.timed(phase, run.advance)
+        lasted.append(sum(run.seconds.values()) - before)
         # evaluate: at the freeze, at the end, and now and then between
-        frozen, rows = run.decisions.frozen, run.rows.validation
-        milestone = searching and frozen or run.step == run.steps or run.step % config.eval_every == 0
+        frozen = phase == "search" and run.decisions.frozen
+        milestone = frozen or run.step == run.steps or run.step % config.eval_every == 0
         if milestone:
-            terms["val_loss"] = validation_loss(run.model, rows, config.batch_size, run.masks())
+            terms["val_loss"] = run.timed("evaluation", lambda: validation_loss(
+                run.model, run.rows.validation, config.batch_size, run.masks()))
         # log
         if milestone or run.step % config.log_every == 0:
-            rate, phase = (run.step - since) / (run.seconds - before), "tune" if frozen else "search"
-            terms["kept"] = run.groups.kept(run.decisions.d) / run.groups.total
-            speed = rate * config.batch_size * config.accumulate * config.seq_len
-            run.log.append({"step": run.step, "phase": phase, **terms, "tokens_per_second": speed})
+            if phase == "search":
+                terms["budget"] = run.groups.kept(run.decisions.d) / run.groups.total
             shown = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
+            seconds = statistics.median(lasted)  # a step that compiled does not count
+            speed = config.batch_size * config.accumulate * config.seq_len / seconds
             print(f"step {run.step:4d}/{run.steps} {phase:6s}  {shown}  {speed:,.0f} tok/s, "
-                  f"{(run.steps - run.step) / rate / 60:.1f} min left", flush=True)
-            terms, since, before = {}, run.step, run.seconds
+                  f"{(run.steps - run.step) * seconds / 60:.1f} min left", flush=True)
+            kept = {"kept": run.groups.sizes(run.decisions.d)} if phase == "search" else {}
+            run.log.append({"step": run.step, "phase": phase} | terms | kept | {"tokens_per_second": speed})
+            terms, lasted = {}, []
+        if frozen:
+            show_cut(run)
         # save; all processes stop at the same step, or none
         run.stop = bool(data.add_up([torch.tensor([float(run.stop)], device=run.device)])[0])
         if (milestone or run.stop) and data.RANK == 0:
             save(run, out)
 
-class Run:
-    """All that changes while training, and the steps that change it. `saved` is what `state` gave."""
+def show_cut(run: "Run") -> None:
+    """Parameters before and after the cut, and for every kind a bar for each layer: how many groups stay."""
+    all_on, d = torch.ones_like(run.decisions.d), run.decisions.d
+    left = run.base["params"] - run.groups.total + run.groups.kept(d)
+    print(f"cut: {run.base['params']:,} to {left:,} parameters; what stays of each layer, first to last:")
+    kinds = zip(atp.SPACES[run.config.space], zip(*run.groups.sizes(all_on)), zip(*run.groups.sizes(d)))
+    for kind, all_of_it, stay in kinds:
+        bars = "".join("▁▂▃▄▅▆▇█"[7 * n // of] for n, of in zip(stay, all_of_it))
+        print(f"  {kind:5s}{bars}  {sum(stay) / sum(all_of_it):.0%}", flush=True)
 
-    def __init__(self, config: Config, model: llama.Llama, rows: data.Data, saved: dict | None = None):
+class Run:
+    """All that changes while training, and the steps that change it."""
+
+    def __init__(self, config: Config, model: llama.Llama, rows: data.Data):
         self.config, self.model, self.rows = config, model, rows
         self.device, self.dtype = model.norm.weight.device, model.norm.weight.dtype
-        self.step, self.cut, self.stop, self.seconds, self.log, self.base = 0, False, False, 0.0, [], {}
+        self.step, self.cut, self.stop, self.log, self.base = 0, False, False, [], {}
+        self.seconds = {"search": 0.0, "tune": 0.0, "evaluation": 0.0}
         self.prune = 0.0 if config.decisions == "none" else config.prune
         searches = config.decisions in ("atp", "two-stage")
         search_steps = max(1, round(config.freeze_at * config.steps)) if searches else 0
@@ -151,14 +176,12 @@ class Run:
         model.add_lora(config.rank, config.lora_scale)
         model.checkpointing = config.checkpointing or config.shard  # else what is put together would be kept
         self.lora = list(model.lora().values())
-        self.optimizer = torch.optim.AdamW(self.lora, lr=config.lr, weight_decay=WEIGHT_DECAY)
+        self.optimizer = atp.adamw(self.lora, lr=config.lr, weight_decay=WEIGHT_DECAY)
         self.decisions = atp.Decisions(self.groups, config, search_steps)
         if config.compile:  # layer by layer, as equal ones share their code; new decisions need none
             torch._dynamo.config.recompile_limit = 8 * len(model.layers)  # after the cut, sizes differ
             for layer in model.layers:
                 layer.compile(fullgraph=not config.shard)
-        if saved:
-            self.load_state(saved)
 
     def advance(self) -> dict[str, float]:
         """One step of ATP: who learns from which pass, and at T_end the freeze. Returns what is to log."""
@@ -247,6 +270,13 @@ class Run:
             export.cut(self.model, self.groups, d, self.optimizer)
             self.lora, self.cut = self.optimizer.param_groups[0]["params"], True
 
+    def timed(self, part: str, work):
+        """What `work()` returns; the time that it takes is added to a part of `seconds`."""
+        begin = time.monotonic()
+        result = work()
+        self.seconds[part] += time.monotonic() - begin
+        return result
+
     def masks(self):
         """For the pruned forward: what would be exported now, whether it is cut already or not."""
         return None if self.cut else self.groups.masks(self.decisions.final(), aware=False, dtype=self.dtype)
@@ -258,23 +288,32 @@ class Run:
 
     def state(self) -> dict:
         """What a checkpoint holds: all that is learned, and torch's CPU generator, for all that is random."""
+        generator, optimizers = self.decisions.generator, (self.optimizer, self.decisions.optimizer)
         return {name: getattr(self, name) for name in PLAIN} | {
             "version": VERSION, "config": vars(self.config), "d": self.decisions.d,
-            "learners": [learner.state_dict() for learner in self.decisions.learners()],
-            "lora": {name: p.data for name, p in self.model.lora().items()},
-            "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+            "generator": generator and dict(generator.state_dict()),
+            "moments": [optimizer.state_dict()["state"] for optimizer in optimizers if optimizer],
+            "lora": {name: p.data for name, p in self.model.lora().items()}, "rng": torch.get_rng_state()}
 
     def load_state(self, saved: dict) -> None:
-        self.decisions.d = saved["d"].to(self.device)
-        if not saved["learners"]:  # as decisions were frozen
+        """Goes on where `state` gave `saved`. Raises InputError unless it is of such a run, data and base."""
+        for name, own in (("step", self.step), ("d", self.decisions.d)):
+            llama.restore(own, saved.get(name, ...), f"ckpt.pt, {name}")
+        if saved["step"] >= self.decisions.search_steps:
             self.freeze(self.decisions.d)
+        llama.restore(self.state(), saved, "ckpt.pt")
+        if saved["base"]["sha256"] != self.base["sha256"]:
+            raise InputError("data or base changed since the checkpoint; restore them or start anew")
+        counts = [adam["step"] for moments in saved["moments"] for adam in moments.values()]
+        try:
+            if saved["step"] > self.steps or not all(0 <= n <= saved["step"] for n in counts):
+                raise ValueError("its steps do not fit its options")
+            json.dumps(saved["log"])
+            torch.set_rng_state(saved["rng"])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"ckpt.pt: {data.first_line(error)}; it is damaged, start anew") from None
         for name in PLAIN:
             setattr(self, name, saved[name])
-        self.model.load_state_dict(saved["lora"], strict=False)  # all but the base
-        for learner, state in zip(self.decisions.learners(), saved["learners"]):
-            learner.load_state_dict(state)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["rng"])
 
 def schedule(step: int, steps: int, warmup=WARMUP) -> float:
     """Fraction of the peak learning rate: linear up over `warmup` of the steps, a cosine down to a tenth."""
@@ -296,7 +335,7 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # which "cuda" means from here on
     device, base, files = data.find_device(config.device), Path(config.model), ", ".join(config.data)
-    if data.PROCESSES > 1:
+    if data.PROCESSES > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         sys.stdout = open(os.devnull, "w") if data.RANK else sys.stdout
     elif config.shard:
@@ -309,16 +348,17 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
         stored = shape.dim >= 512 and all(weight.dtype == torch.bfloat16 for weight in weights.values())
         fast = data.fast_bfloat16(device) and (stored or device.type == "cuda")
         config.dtype = "bfloat16" if fast else "float32"
+    tokens, dtype = config.batch_size * config.seq_len // data.PROCESSES, getattr(torch, config.dtype)
+    data.fits(tokens * shape.dim * shape.n_layers * dtype.itemsize, device, "--batch-size rows of --seq-len")
     rows = data.load(config.data, tokenizer, config.seq_len, config.answer_only)
     if len(rows.train.tokens) < config.batch_size * config.accumulate:
         raise InputError(f"{files}: fewer than one batch; lower --batch-size or --seq-len, or add data")
-    samples = torch.cat([weight.flatten()[:16].float() for weight in weights.values()])
-    digests = {"data": hashlib.sha256(rows.train.tokens.numpy()).hexdigest(),
-               "base": hashlib.sha256(samples.numpy()).hexdigest()}
-    for name, digest in digests.items():
-        if saved and saved["base"][name] != digest:
-            raise InputError(f"--resume: the {name} changed since the checkpoint; restore it or start anew")
-    run = Run(config, llama.load(base, getattr(torch, config.dtype), device, config.shard), rows, saved)
+    run = Run(config, llama.load(base, dtype, device, config.shard), rows)
+    digest = hashlib.sha256(rows.train.tokens.numpy())
+    for weight in weights.values():
+        digest.update(weight.flatten()[:16].float().numpy())
+    run.base = {"params": 0, "val_loss": 0.0, "accuracy": 0.0 if rows.questions else None,
+                "sha256": digest.hexdigest()}
     run.tokenizer = tokenizer
     sizes = {name: len(getattr(rows, name).tokens) for name in rows._fields[:3]}
     epochs = config.steps * config.batch_size * config.accumulate / sizes["train"]
@@ -326,21 +366,44 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
     print(f"model: {base}, {config.dtype} on {device}; {len(run.groups):,} groups ({config.space}) of "
           f"{run.groups.total:,} parameters; learning rate {config.lr:.2g}\ndata: {files}; rows:",
           ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + f"; {epochs:.2g} epochs{few}")
-    run.base = run.base if saved else measure(run, run.model) | digests  # LoRA adds nothing yet
+    if saved:
+        run.load_state(saved)
+    run.base |= {} if saved else measure(run, run.model)  # LoRA adds nothing yet
     params, loss = run.base["params"], run.base["val_loss"]
     if not math.isfinite(loss):
         raise InputError(f"{base}: its loss is not finite; the weights are damaged, or need --dtype float32")
     print(f"base: {params:,} parameters, validation loss {loss:.4f}\nstep {run.step}/{run.steps}", flush=True)
     return run
 
-def open_saved(out: Path, dtype: str | None = None) -> Run:
-    """The run whose checkpoint is in `out`, in its own dtype or another. Raises InputError."""
+def open_saved(out: Path, dtype: str | None = None, steps: int | None = None) -> Run:
+    """The run whose checkpoint is in `out`, in its own dtype or another, with as many steps or another number
+    of them. Raises InputError."""
     saved = llama.read_tensors(out / "ckpt.pt", mmap=False)
-    if saved.get("version") != VERSION:
+    if str(saved.get("version")) != str(VERSION):
         raise InputError(f"{out / 'ckpt.pt'}: not a checkpoint of this version of train.py; start anew")
+    llama.restore(vars(Config()) | {"data": []}, saved.get("config"), f"{out / 'ckpt.pt'}, config")
     config = Config(**saved["config"])
     config.dtype, config.shard = dtype or config.dtype, config.shard and data.PROCESSES > 1
+    if steps:  # the search ends where it would have ended
+        config = dataclasses.replace(config, steps=steps, freeze_at=config.freeze_at * config.steps / steps)
+        if steps < saved["step"]:
+            raise InputError(f"--steps {steps}: {out} has done {saved['step']} already")
     return open_run(config, saved)
+
+def start(config: Config, out: Path, replace: bool) -> Run:
+    """A new run in `out`, which it claims, until the process ends, when it has shown that it can start."""
+    config.model = str(llama.find(Path(config.model)))
+    claim(out, config, replace)
+    run = open_run(config)
+    run.decide_first()
+    if data.RANK == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        run.lock = data.lock(out)
+        claim(out, config, replace)  # another process may have come first
+        save(run, out)  # from now on it can be resumed, and has replaced the run before
+        for name in ("log.jsonl", "summary.json", "dense/ckpt.pt"):  # `pruned` is replaced by a new one
+            (out / name).unlink(missing_ok=True)
+    return run
 
 def save(run: Run, out: Path) -> None:
     """The log, then the checkpoint: what is lost between them, a resumed run does again."""
@@ -349,27 +412,73 @@ def save(run: Run, out: Path) -> None:
         data.write_atomic(out / "log.jsonl", lambda file: file.write(lines.encode()))
     data.write_atomic(out / "ckpt.pt", lambda file: torch.save(run.state(), file))
 
-def finish(run: Run, out: Path) -> None:
-    """Exports, measures the exported model, writes summary.json and prints the table."""
-    rows = {"base": run.base, "pruned": measure(run, run.model, run.masks())}
+def work(run: Run, out: Path, whole: Path) -> dict:
+    """Goes on to the run's last step and finishes it; if asked to stop, saves and says how to go on."""
+    def ask_to_stop(signum, frame):
+        if run.stop or run.step == run.steps:  # a second signal, or one during the export, ends at once
+            sys.exit(130)
+        run.stop = True  # after this step
+    signal.signal(signal.SIGINT, ask_to_stop)
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    tune(run, out)
+    if run.stop:
+        print(f"stopped at step {run.step} of {run.steps}; go on with: python train.py --resume {whole}")
+        sys.exit(130)
+    return finish(run, out)
+
+def finish(run: Run, out: Path) -> dict:
+    """Exports, measures the exported model, tunes without pruning if asked to; returns what summary.json has."""
+    config, groups, d, name = run.config, run.groups, run.decisions.d, "pruned" if run.prune else "tuned"
+    tuned = run.timed("evaluation", lambda: measure(run, run.model, run.masks()))
     difference = run.export(out / "pruned")
-    rows["exported"] = measure(run, llama.load(out / "pruned", run.dtype, run.device, run.config.shard))
-    total, kept, memory = run.groups.total, run.groups.kept(run.decisions.d), peak_memory(run.device)
-    summary = {"requested_prune": run.prune, "obtained_prune": 1 - kept / total, "max_logit_diff": difference,
-               "prunable": {"base": total, "kept": kept}, "seconds": run.seconds, "peak_memory_bytes": memory}
-    for key in ("params", "val_loss", "accuracy"):
-        summary[key] = {name: row[key] for name, row in rows.items()}
+    exported = run.timed("evaluation", lambda: measure(run, llama.load(
+        out / "pruned", run.dtype, run.device, config.shard)))
+    rows, memory = {"base": run.base, name: tuned, "exported": exported}, peak_memory(run.device)
+    seconds, retained = dict(run.seconds), None
+    if config.dense and run.prune:
+        dense = tune_dense(config, out)
+        rows = {"base": run.base, "dense": {key: dense[key]["tuned"] for key in MEASURED}} | rows
+        seconds["dense"] = sum(dense["seconds"].values())
+        retained = math.exp(rows["dense"]["val_loss"] - tuned["val_loss"])
+    sizes = {"base": groups.sizes(torch.ones_like(d)), "kept": groups.sizes(d)}
+    summary = {"version": VERSION, "command": shlex.join(["python", *sys.argv]), "config": vars(config),
+               "versions": {"python": platform.python_version(), "torch": torch.__version__},
+               "requested_prune": run.prune, "obtained_prune": 1 - groups.kept(d) / groups.total,
+               "prunable": {"base": groups.total, "kept": groups.kept(d)}, "retained": retained,
+               "max_logit_diff": difference, "kinds": atp.SPACES[config.space], "groups": sizes,
+               "seconds": seconds, "peak_memory_bytes": memory}
+    summary |= {key: {name: row[key] for name, row in rows.items()} for key in MEASURED}
     if data.RANK == 0:
         data.write_json(out / "summary.json", summary)
+    return summary
+
+def tune_dense(config: Config, out: Path) -> dict:
+    """The same tuning without pruning, a run of its own in out/dense that is resumed like any; its summary."""
+    print("\nfor comparison, the same without pruning:")
+    own, dense = dataclasses.replace(config, decisions="none", log_every=config.eval_every), out / "dense"
+    going = (dense / "ckpt.pt").exists()
+    data.wait_for_all()  # before one of them makes it
+    run = open_saved(dense, steps=config.steps) if going else start(own, dense, replace=True)
+    return work(run, dense, out)
+
+def show(summary: dict, run: Run, out: Path) -> None:
+    """The table, and the commands to type next."""
     print(f"\n{'':8s}{'parameters':>14s}{'val loss':>12s}{'val ppl':>12s}{'accuracy':>12s}")
-    for name, r in rows.items():
-        accuracy = "-" if r["accuracy"] is None else f"{r['accuracy']:.1%}"
-        perplexity = math.exp(min(r["val_loss"], 700))
-        print(f"{name:8s}{r['params']:14,}{r['val_loss']:12.4f}{perplexity:12.2f}{accuracy:>12s}")
-    print(f"pruned: {run.prune:.2%} requested, {1 - kept / total:.2%} obtained of {total:,} parameters\n"
-          f"largest logit difference of pruned and exported: {difference:.1e}\n"
-          f"{run.seconds / 60:.1f} minutes, peak memory {memory / 2**30:.2f} GB\n\n"
-          f"next: python llama.py {out / 'pruned'} --prompt \"The lessee shall\"")
+    for name, loss in summary["val_loss"].items():
+        accuracy = summary["accuracy"][name]
+        accuracy = "-" if accuracy is None else f"{accuracy:.1%}"
+        print(f"{name:8s}{summary['params'][name]:14,}{loss:12.4f}{math.exp(min(loss, 700)):12.2f}{accuracy:>12s}")
+    print(f"pruned: {run.prune:.2%} requested, {summary['obtained_prune']:.2%} obtained of {run.groups.total:,} "
+          f"parameters\n" + (f"retained: {summary['retained']:.1%}, the perplexity of dense over that of pruned"
+          if summary["retained"] else "what pruning cost: the same command with --dense says it"))
+    pruned, exported = list(summary["val_loss"].values())[-2:]
+    opening = " ".join(run.tokenizer.decode(run.rows.validation.tokens[0, 1:16].tolist()).split()[:4])
+    print(f"export: rounding moves logits by at most {summary['max_logit_diff']:.1e}, the loss by "
+          f"{abs(exported - pruned):.1e}\n{sum(summary['seconds'].values()) / 60:.1f} minutes, peak memory "
+          f"{summary['peak_memory_bytes'] / 2**30:.2f} GB; more in {out / 'summary.json'}\n\n"
+          f"next: python llama.py {out} --prompt {shlex.quote(opening)}\n"
+          f"      python scripts/report.py {out}          # curves, what was pruned, samples, as a page\n"
+          f"      python export.py {out} --hf {out}-hf    # for Hugging Face transformers")
 
 def claim(out: Path, config: Config, replace: bool) -> None:
     """Raises InputError if `out` holds a run that may not be replaced, or if the new one reads from it."""
@@ -381,34 +490,18 @@ def claim(out: Path, config: Config, replace: bool) -> None:
             raise InputError(f"{path}: is part of the run that would be replaced; choose another --out")
 
 def main() -> None:
-    config, resume, overwrite = parse_arguments()
-    out = resume or Path(config.out or Path("out") / Path(config.data[0]).stem)
-    if resume:
+    given, out, overwrite = parse_arguments()
+    if out:
         lock = data.lock(out) if data.RANK == 0 and (out / "ckpt.pt").exists() else None
-        run = open_saved(out)
+        run = open_saved(out, **given)
+        if run.step == run.steps and (out / "summary.json").exists():
+            print(f"{out} is finished; --steps N goes on to step N, python export.py {out} exports it again")
+            return
     else:
-        claim(out, config, overwrite)
-        run = open_run(config)
-        run.decide_first()
-        if data.RANK == 0:
-            out.mkdir(parents=True, exist_ok=True)
-            lock = data.lock(out)  # held until this process ends
-            claim(out, config, overwrite)  # another process may have come first
-            save(run, out)  # from now on it can be resumed, and has replaced the run before
-            for name in ("log.jsonl", "summary.json"):  # `pruned` is replaced when there is a new one
-                (out / name).unlink(missing_ok=True)
-
-    def ask_to_stop(signum, frame):
-        if run.stop or run.step == run.steps:  # a second signal, or one during the export, ends at once
-            sys.exit(130)
-        run.stop = True  # after this step
-    signal.signal(signal.SIGINT, ask_to_stop)
-    signal.signal(signal.SIGTERM, ask_to_stop)
-    tune(run, out)
-    if run.stop:
-        print(f"stopped at step {run.step} of {run.steps}; go on with: python train.py --resume {out}")
-        sys.exit(130)
-    finish(run, out)
+        config = Config(**given)
+        out = Path(config.out or Path("out") / Path(config.data[0]).stem)
+        run = start(config, out, overwrite)
+    show(work(run, out, out), run, out)
     if data.PROCESSES > 1:
         torch.distributed.destroy_process_group()
         sys.stdout.flush()

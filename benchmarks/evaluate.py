@@ -64,10 +64,10 @@ def f1(hits: int, wanted: int, said: int) -> float:
 def choices(model, tokenizer, examples, seq_len, tell) -> dict:
     truth, said = [], []
     for i, example in enumerate(examples):
-        scores = [export.answer_score(model, tokenizer, example.answered(option), seq_len)
+        scores = [export.answer_score(model, tokenizer, example._replace(answer=option), seq_len)
                   for option in example.options]
         said.append(scores.index(max(scores)))
-        truth.append(example.options.index(example.turns[-1][1]))
+        truth.append(example.options.index(example.answer))
         tell(i + 1)
     # Classes are positions: CaseHOLD's options are other ones for every record, the others' always the same.
     right = sum(t == s for t, s in zip(truth, said))
@@ -77,12 +77,12 @@ def choices(model, tokenizer, examples, seq_len, tell) -> dict:
 def answers(model, tokenizer, examples, seq_len, max_tokens, tell) -> dict:
     totals = collections.Counter()
     for i, example in enumerate(examples):
-        answer, (prompt, _) = example.turns[-1][1], data.last_answer(data.encode([example], tokenizer)[0])
+        prompt, _ = data.last_answer(*data.encode([example], tokenizer)[0])
         prompt = prompt[-(seq_len - max_tokens):]  # long prompts lose their beginning, as in training
         said = tokenizer.decode(list(llama.generate(model, prompt, max_tokens, stop=tokenizer.stop)))
         totals += collections.Counter({
-            "rouge1": rouge_n(answer, said, 1), "rouge2": rouge_n(answer, said, 2),
-            "rougeL": rouge_l(answer, said), "exact": float(said.strip() == answer.strip())})
+            "rouge1": rouge_n(example.answer, said, 1), "rouge2": rouge_n(example.answer, said, 2),
+            "rougeL": rouge_l(example.answer, said), "exact": float(said.strip() == example.answer.strip())})
         tell(i + 1)
     return {name: totals[name] / len(examples) for name in ("rouge1", "rouge2", "rougeL", "exact")}
 
@@ -91,7 +91,7 @@ def evaluate(model, tokenizer, path: Path, seq_len=512, max_tokens=64, limit=0,
              tell=lambda task, n, total: None) -> dict:
     """{format: {metric: value}} for one file. `limit`: at most so many records a format; 0: all."""
     by_format, results = {}, {}
-    for example in data.read(path, prepare.parse):
+    for example in prepare.read(path):
         by_format.setdefault((example.format, bool(example.options)), []).append(example)
     for (name, choice), examples in by_format.items():
         examples = examples[:limit or None]
@@ -102,11 +102,12 @@ def evaluate(model, tokenizer, path: Path, seq_len=512, max_tokens=64, limit=0,
 
         if choice:
             found = choices(model, tokenizer, examples, seq_len, told)
-        elif len(examples[0].turns) > 1:
+        elif examples[0].prompt:
             found = answers(model, tokenizer, examples, seq_len, max_tokens, told)
         else:
             rows = data.pack(data.encode(examples, tokenizer), seq_len, False, tokenizer.eos)
-            found = {"perplexity": math.exp(train.validation_loss(model, rows, batch_size=4)),
+            loss = train.validation_loss(model, rows, batch_size=4)
+            found = {"perplexity": math.exp(min(loss, 700)),
                      "tokens": int((rows.targets != data.IGNORE).sum())}
         results[task] = {"records": len(examples), **found}
     return results

@@ -112,7 +112,7 @@ def run_parts(args, device: torch.device, folder: Path) -> None:
     shape = max(16, args.batch_size), args.seq_len
     tokens = torch.randint(0, model.config.vocab_size, shape, dtype=torch.int32)
     base, rows, row = llama.count_parameters(model), *(data.Rows(t, t) for t in (tokens, tokens[:1]))
-    run = train.Run(config, model, data.Data(rows, rows, row, questions=[], formats={}))
+    run = train.Run(config, model, data.Data(rows, rows, row, questions=[]))
 
     def steps(of):
         for _ in range(args.steps):

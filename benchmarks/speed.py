@@ -66,7 +66,7 @@ def a_run(args, width: int, **options) -> train.Run:
                           space=args.space, compile=args.compile, checkpointing=args.checkpointing, **options)
     model = random_model(args, width)
     tokens = torch.randint(0, args.vocab, (64, args.seq_len), dtype=torch.int32)
-    run = train.Run(config, model, data.Data(*[data.Rows(tokens, tokens)] * 3, questions=[], formats={}))
+    run = train.Run(config, model, data.Data(*[data.Rows(tokens, tokens)] * 3, questions=[]))
     run.decide_first()
     return run
 

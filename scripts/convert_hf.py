@@ -24,7 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import llama  # noqa: E402
-from data import InputError, Tokenizer, first_line, write_atomic, write_json  # noqa: E402
+from data import InputError, Tokenizer, first_line, regular, write_atomic, write_json  # noqa: E402
 from llama import LayerSize, Llama, LlamaConfig  # noqa: E402
 
 NAMES = {  # ours -> theirs; in a layer, and outside
@@ -79,7 +79,7 @@ def read_json(path: Path, otherwise: dict | None = None) -> dict:
     if otherwise is not None and not path.exists():
         return otherwise
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(regular(path).read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable JSON file ({first_line(error)})") from None
     if not isinstance(content, dict):
@@ -97,9 +97,9 @@ def context_length(config: LlamaConfig) -> int:
 def read_config(path: Path) -> LlamaConfig:
     """`config.json` as a LlamaConfig. Raises InputError, by name, for what our LLaMA does not have."""
     c = read_json(path)
-    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise InputError(f"{path}: its rotary parameters are {json.dumps(rope)[:80]}, not a JSON object")
+    rope = next((c[key] for key in ("rope_parameters", "rope_scaling") if c.get(key) is not None), {})
+    if not isinstance(rope, dict) or any(isinstance(value, (dict, list)) for value in rope.values()):
+        raise InputError(f"{path}: its rotary parameters are {json.dumps(rope)[:80]}, not one object of numbers")
     wanted = {"model_type": {"llama", "mistral"}, "hidden_act": {"silu"}, "attention_bias": {False},
               "mlp_bias": {False}, "sliding_window": {None}, "partial_rotary_factor": {1, 1.0}}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -159,7 +159,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     state = {}
     for path in paths:
         try:
-            state |= llama.read_tensors(path, mmap=True) if suffix == "bin" else load_file(path)
+            state |= llama.read_tensors(path, mmap=True) if suffix == "bin" else load_file(regular(path))
         except InputError:
             raise
         except Exception as error:  # safetensors raises a class of its own
@@ -176,11 +176,11 @@ def convert(source: Path, target: Path) -> None:
         with torch.device("meta"):
             model = Llama(config, tied="lm_head.weight" not in theirs)
         for name, p in model.named_parameters():
-            weight = theirs.pop(hf_name(name), None)
-            if not isinstance(weight, Tensor) or weight.shape != p.shape or not weight.is_floating_point():
-                found = f"{getattr(weight, 'dtype', 'missing')} {list(getattr(weight, 'shape', []))}"
-                raise InputError(f"{source}: tensor {hf_name(name)} is {found}, config.json wants "
-                                 f"{list(p.shape)}, floating point")
+            weight = theirs.pop(hf_name(name), ...)
+            found, wanted = llama.form(weight), list(p.shape)
+            if not isinstance(weight, Tensor) or "float" not in found or list(weight.shape) != wanted:
+                raise InputError(f"{source}: tensor {hf_name(name)} is {found}, config.json wants {wanted}, "
+                                 "floating point")
             if name.endswith(("wq.weight", "wk.weight")):
                 weight = interleave(weight, config.n_heads if "wq" in name else config.n_kv_heads)
             state[name] = weight

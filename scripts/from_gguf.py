@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import llama  # noqa: E402
-from data import InputError, Tokenizer, first_line, need, write_atomic, write_json  # noqa: E402
+from data import InputError, Tokenizer, first_line, need, regular, write_atomic, write_json  # noqa: E402
 from llama import LayerSize, Llama, LlamaConfig  # noqa: E402
 from scripts.convert_hf import added_token, new_directory, put_bos_first  # noqa: E402
 from scripts.to_gguf import PRE, gguf_name, rope_factors  # noqa: E402
@@ -147,7 +147,7 @@ def convert(source: Path, target: Path) -> str:
     gguf, sizes, state = need("gguf", source), Counter(), {}
     with new_directory(target) as folder:
         try:
-            reader = open_reader(gguf, source)
+            reader = open_reader(gguf, regular(source))
             fields = {key: field.contents() for key, field in reader.fields.items()}
             theirs = {tensor.name: tensor for tensor in reader.tensors}
             factors = theirs.pop("rope_freqs.weight", None)

@@ -1,6 +1,7 @@
 """A small random model, tokenizer and data for all tests: offline, on the CPU, in temporary folders."""
 import gc
 import json
+import os
 import random
 import signal
 import sys
@@ -59,17 +60,9 @@ def sentences(n: int, seed: int) -> list[str]:
             "notice." for _ in range(n)]
 
 
-def document(text: str) -> data.Example:
-    return data.Example((("document", text),))
-
-
-def question(prompt: str, answer: str, options=(), format="prompt and answer") -> data.Example:
-    return data.Example((("prompt", prompt), ("answer", answer)), tuple(options), format)
-
-
 def command(monkeypatch, *arguments, main=train.main) -> int:
     """Runs a command as from the shell, in this process; its exit status."""
-    if any(Path(str(argument), "lock").exists() for argument in arguments):
+    if any(os.path.exists(f"{argument}/lock") for argument in arguments):
         gc.collect()  # closes what an earlier command in this process left open, as its end would have
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])

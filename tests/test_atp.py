@@ -344,7 +344,7 @@ def test_the_budget_loss_pulls_a_group_by_the_parameters_that_go_with_it(space, 
     d = torch.sigmoid((decisions.generator() + offset) / 0.7)
     whole = torch.autograd.grad(5 * (d @ groups.cost.float()).log(), list(decisions.generator.parameters()),
                                 retain_graph=True)
-    found = decisions.learn(4, d, torch.zeros(len(groups)))["budget"]
+    found = decisions.learn(4, d, torch.zeros(len(groups)))["R"]
     p, cost = d.tolist(), groups.cost.tolist()
     kept = sum(a * b for a, b in zip(p, cost)) / sum(cost)
     assert found == pytest.approx(abs(math.log(kept / 0.6)), rel=1e-4) and (kept > 0.6) == (offset > 0)

@@ -3,7 +3,7 @@
 What is killed is a process of its own; what goes on from there runs in this one, and must end with the same
 log and the same model, bit for bit, as a run that nothing happened to.
 
-    python -m pytest tests/test_faults.py --long        # 50 random kills, some minutes
+    python -m pytest tests/test_faults.py --long        # twice 50 random kills, some minutes
 """
 import json
 import os
@@ -133,3 +133,32 @@ def test_random_kills(base, tmp_path, request, monkeypatch):
         assert command(monkeypatch, "--resume", run) == 0
         assert_same_run(run, reference)
         print(f"kill {i}: after {delay:.2f} s{'' if killed else ', the run had ended'}")
+
+
+def test_random_kills_of_two_processes_on_one_directory(base, tmp_path, request, monkeypatch):
+    """Both are new runs that may replace what is there, or go on with it; whatever comes, a checkpoint that is
+    there can be resumed to the end, and a foreign file stays."""
+    options, reference, seconds = base
+    rng, counts = random.Random(1), {"finished": 0, "refused": 0, "killed": 0}
+    for i in range(50 if request.config.getoption("--long") else 1):
+        run = tmp_path / str(i)
+        (run / "pruned").mkdir(parents=True)
+        for name in ("notes.txt", "pruned/notes.txt", "ckpt.pt.tmp"):
+            (run / name).write_text("years of work")
+        processes, begin = [], time.monotonic()
+        for _ in range(2):
+            resumes = (run / "ckpt.pt").exists() and rng.random() < 0.5
+            arguments = ["--resume", run] if resumes else [*options, "--out", run, "--overwrite"]
+            processes.append((start(*arguments), time.monotonic() + rng.uniform(0, 4 + 2 * seconds)))
+            time.sleep(rng.choice([0, 0, rng.uniform(0, 3 + seconds)]))
+        for process, until in sorted(processes, key=lambda pair: pair[1]):
+            status = when(process, lambda: time.monotonic() > until, process.kill)
+            assert status in (0, 2, -signal.SIGKILL), status
+            counts["killed" if status < 0 else "refused" if status else "finished"] += 1
+        resumed = (run / "ckpt.pt").exists()
+        arguments = ["--resume", run] if resumed else [*options, "--out", run, "--overwrite"]
+        assert command(monkeypatch, *arguments) == 0
+        assert_same_run(run, reference)
+        for name in ("notes.txt", "pruned/notes.txt", "ckpt.pt.tmp"):
+            assert (run / name).read_text() == "years of work"
+        print(f"schedule {i}: {time.monotonic() - begin:.1f} s, {'resumed' if resumed else 'begun anew'}, {counts}")

@@ -162,8 +162,8 @@ def test_tiktoken_file_is_told_apart(tmp_path, monkeypatch):
     (tmp_path / "chat_template.jinja").write_text(
         "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
         "{{ m.content | trim }}<|eot_id|>{% endfor %}")
-    chat = data.Example((("user", "<|eot_id|>"), ("assistant", "lessee")))
-    assert data.pieces(chat, tokenizer) == [
+    turns = ("user", "<|eot_id|>"), ("assistant", "lessee")
+    assert data.pieces(data.Example("<|eot_id|>", "lessee", chat=turns), tokenizer) == [
         (266, False), (272, False), ("user", False), (273, False), ("\n\n<|eot_id|>", False), (275, False),
         (272, False), ("assistant", False), (273, False), ("\n\n", False), ("lessee", True), (275, True)]
     monkeypatch.setitem(__import__("sys").modules, "tiktoken", None)

@@ -1,5 +1,4 @@
 """The model against a naive implementation, the cache against recomputation, loading against saving."""
-import io
 import json
 import math
 import subprocess
@@ -9,10 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import command, random_model, random_tokens
-from test_tokenizer import write_tokenizer
+from conftest import random_model, random_tokens
 
-import data
 import export
 import llama
 from atp import Groups
@@ -185,38 +182,6 @@ def test_generation_samples_among_the_likeliest_and_stops():
     torch.manual_seed(0)
     drawn = {next(llama.generate(model, prompt, 1, temperature=3.0, top_k=4)) for _ in range(60)}
     assert drawn == set(model(torch.tensor([prompt]))[0, -1].topk(4).indices.tolist())
-
-
-CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
-          "{% endfor %}")
-
-
-@pytest.mark.parametrize("template", [CHATML, None])
-def test_a_chat_goes_on_from_all_that_was_said(tmp_path, monkeypatch, capsys, template):
-    """Line by line to the end of the input, greedy; each answer is what follows all turns before it, encoded as in
-    training, and ends where answers end in training."""
-    write_tokenizer(tmp_path / "made", chat_template=template, eos_token="<|endoftext|>" if template else "<|im_end|>")
-    (tmp_path / "made/generation_config.json").unlink()
-    llama.save(random_model(lora=False), tmp_path / "model", tmp_path / "made")
-    tokenizer, drawn, prompts = data.Tokenizer(tmp_path / "model"), llama.generate, []
-
-    def generate(model, ids, *how):  # "a" once, then what a turn ends with
-        prompts.append(ids)
-        assert how[:3] == (5, 0, 40) and len(list(drawn(model, ids, *how))) <= 5
-        for token in [*tokenizer.encode(["a"])[0], 2, *tokenizer.encode(["too far"])[0]]:
-            if token in how[3]:
-                return
-            yield token
-
-    monkeypatch.setattr(llama, "generate", generate)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n\nthe lessee \xff?"), "utf-8"))
-    how = "--temperature", 0, "--max-tokens", 5
-    assert command(monkeypatch, tmp_path / "model", "--chat", *how, main=llama.main) == 0
-    assert capsys.readouterr().out == "a\na\n"
-    chat = ("user", "Hi"), ("assistant", "a"), ("user", "the lessee \ufffd?"), ("assistant", "a")
-    for n, prompt in zip((2, 4), prompts, strict=True):
-        (ids, _), = data.encode([data.Example(chat[:n])], tokenizer)
-        assert prompt == ids[:-2]  # "a" and the end
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -2,13 +2,15 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same_run, command, content, question, random_model, read_log
+from conftest import assert_same_run, command, content, random_model, read_log
 
 import atp
 import data
@@ -32,13 +34,23 @@ def check_run(run):
     assert log[-1]["step"] == config.steps + (8 if config.decisions == "two-stage" else 0)
     assert losses[-1] < losses[0] and value["exported"] < value["base"]
     rounding = (0.05, 0.1) if config.dtype == "bfloat16" else (1e-4, 1e-4)
-    assert abs(value["exported"] - value["pruned"]) < rounding[0] and summary["max_logit_diff"] < rounding[1]
+    assert abs(value["exported"] - value["pruned" if "pruned" in value else "tuned"]) < rounding[0] and summary["max_logit_diff"] < rounding[1]
     assert summary["requested_prune"] == (0 if config.decisions == "none" else config.prune)
     over = summary["obtained_prune"] - summary["requested_prune"]
     assert 0 <= over < int(groups.chunk_cost.max()) / groups.total
-    assert all(line["kept"] == log[-1]["kept"] for line in log if line["phase"] == "tune")
+    name = "pruned" if summary["requested_prune"] else "tuned"
+    kinds, of_base, kept = summary["kinds"], summary["groups"]["base"], summary["groups"]["kept"]
+    search = [line for line in log if line["phase"] == "search"]
+    assert all(1 - summary["obtained_prune"] <= line["budget"] + 1e-9 for line in search)
+    assert all(line["phase"] == "tune" and not {"budget", "kept"} & line.keys() for line in log[len(search):])
+    if search and config.decisions == "atp":
+        assert search[-1]["kept"] == kept and search[-1]["budget"] == pytest.approx(1 - summary["obtained_prune"])
+    assert kinds == atp.SPACES[config.space] or kinds == list(atp.SPACES[config.space])
+    assert len(of_base) == base.n_layers and sum(map(sum, of_base)) == len(groups) >= sum(map(sum, kept))
+    assert summary["config"]["steps"] == config.steps and summary["versions"]["torch"] == torch.__version__
+    assert summary["seconds"].keys() >= {"search", "tune", "evaluation"} and summary["seconds"]["tune"] > 0
     pruned = llama.load(run / "pruned")
-    assert llama.count_parameters(pruned) == summary["params"]["pruned"] == summary["params"]["exported"]
+    assert llama.count_parameters(pruned) == summary["params"][name] == summary["params"]["exported"]
     assert pruned.norm.weight.dtype == getattr(torch, config.dtype)
     return config, pruned
 
@@ -64,7 +76,7 @@ def test_a_run_learns_prunes_and_exports(monkeypatch, options, tmp_path, extra):
 
 def test_the_searched_budget_anneals_to_the_target(finished_run):
     check_run(finished_run)
-    kept = [line["kept"] for line in read_log(finished_run)]
+    kept = [line["budget"] for line in read_log(finished_run) if line["phase"] == "search"]
     assert kept == sorted(kept, reverse=True) and kept[0] == 1 and any(0.62 < x < 1 for x in kept)
     assert kept[-1] == pytest.approx(0.6, abs=0.02)
 
@@ -255,6 +267,117 @@ def test_the_lasso_acts_in_the_loop(model_dir, data_file, tokenizer, lasso):
         assert rows.any(dim=1).all() and abs(rows.norm() / old.norm() - 1) < 0.2
 
 
+# ------------------------------------------------------------------------------------- what a user gets to see
+
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_the_price_of_pruning_is_that_of_the_same_tuning_without(monkeypatch, options, tmp_path, capsys,
+                                                                 finished_run):
+    """Also if the run is killed while it tunes for comparison: it goes on there, and prunes nothing twice."""
+    advance = train.Run.advance
+
+    def dying(run):
+        if run.config.decisions == "none" and run.step == 10:
+            raise SystemExit(9)
+        return advance(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "advance", dying)
+        assert command(patch, *options, "--dense") == 9
+    assert not (tmp_path / "run/summary.json").exists()
+    assert command(monkeypatch, "--resume", tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    assert command(monkeypatch, *options, "--decisions", "none", "--out", tmp_path / "none") == 0
+    assert "dense" not in summary_of(finished_run)["val_loss"] and summary_of(finished_run)["retained"] is None
+    pruned, found, alone = summary_of(finished_run), summary_of(tmp_path / "run"), summary_of(tmp_path / "none")
+    assert list(found["val_loss"]) == ["base", "dense", "pruned", "exported"]
+    assert list(alone["val_loss"]) == ["base", "tuned", "exported"] and alone["obtained_prune"] == 0
+    for key in ("params", "val_loss", "accuracy"):
+        assert found[key]["dense"] == alone[key]["tuned"] and found[key]["pruned"] == pruned[key]["pruned"]
+    retained = math.exp(found["val_loss"]["dense"] - found["val_loss"]["pruned"])
+    assert found["retained"] == pytest.approx(retained) and f"retained: {retained:.1%}" in shown
+    assert found["seconds"]["dense"] > 0
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+def test_a_replaced_run_leaves_no_dense_run_behind(monkeypatch, options, tmp_path, capsys):
+    assert command(monkeypatch, *options, "--dense", "--steps", 2, "--lr", 1e-9) == 0
+    assert command(monkeypatch, *options, "--dense", "--steps", 4, "--overwrite") == 0
+    found = summary_of(tmp_path / "run")["val_loss"]
+    assert found["dense"] < found["base"] - 0.1 and read_log(tmp_path / "run/dense")[-1]["step"] == 4
+
+
+def test_a_finished_run_says_so_and_goes_on_if_asked(monkeypatch, tmp_path, capsys, finished_run):
+    """From step 16 to 20, with the decisions that it has."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = content(run)
+    assert command(monkeypatch, "--resume", run) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert {p: c for p, c in content(run).items() if p.name != "lock"} == {
+        p: c for p, c in before.items() if p.name != "lock"}
+    assert command(monkeypatch, "--resume", run, "--steps", 12) == 2
+    assert "has done 16" in capsys.readouterr().err
+    assert command(monkeypatch, "--resume", run, "--steps", 20) == 0
+    assert read_log(run)[-1]["step"] == 20 and summary_of(run)["groups"] == summary_of(finished_run)["groups"]
+    assert read_log(run)[:-2] == read_log(finished_run)
+    config, _ = check_run(run)
+    assert round(config.freeze_at * 20) == 8
+
+
+def test_what_the_cut_leaves_is_drawn(monkeypatch, options, tmp_path, capsys):
+    assert command(monkeypatch, *options, "--steps", 1) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("cut: 55,264 to ") == 1
+    groups = summary_of(tmp_path / "run")["groups"]
+    for kind, name in enumerate(atp.SPACES["dims"]):
+        line = next(line for line in shown.splitlines() if line.strip().startswith(name + " "))
+        bars, percent = line.split()[1:]
+        kept, of = ([layer[kind] for layer in groups[key]] for key in ("kept", "base"))
+        assert percent == f"{sum(kept) / sum(of):.0%}" and len(bars) == len(kept)
+        eighths = ["▁▂▃▄▅▆▇█".index(bar) for bar in bars]  # of 0 to 7, the last only if all stay
+        assert all(i / 7 <= n / m < (i + 1) / 7 for i, n, m in zip(eighths, kept, of))
+
+
+def test_a_step_that_compiles_does_not_count_in_the_time_left(monkeypatch, options, tmp_path, capsys):
+    step = train.Run.advance
+
+    def slow_once(run):
+        if run.step == 0:
+            time.sleep(3)
+        return step(run)
+
+    monkeypatch.setattr(train.Run, "advance", slow_once)
+    assert command(monkeypatch, *options, "--eval-every", 100, "--log-every", 5) == 0
+    left = re.search(r"step +5/16 .* ([0-9.]+) min left", capsys.readouterr().out)
+    assert float(left[1]) < 0.2
+
+
+def test_a_model_is_found_where_people_point(monkeypatch, options, tmp_path, capsys, finished_run, model_dir):
+    """A run means its pruned model; what is no model directory is told which command makes one of it."""
+    assert llama.find(finished_run) == finished_run / "pruned" and llama.find(model_dir) == model_dir
+    shutil.copytree(model_dir, tmp_path / "meta/original")
+    assert llama.find(tmp_path / "meta") == tmp_path / "meta/original"
+    assert command(monkeypatch, finished_run, "--max-tokens", 2, main=llama.main) == 0
+    assert command(monkeypatch, *options, "--model", finished_run, "--steps", 1, "--prune", 0.2) == 0
+    capsys.readouterr()
+    for name in ("hf", "begun", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "hf/config.json").write_text("{}")
+    (tmp_path / "begun/ckpt.pt").write_text("")
+    (tmp_path / "m.gguf").write_text("GGUF")
+    hints = {"hf": "scripts/convert_hf.py", "begun": "--resume", "empty": "params.json",
+             "m.gguf": "scripts/from_gguf.py", "meta-llama/Llama-2-7b": "hf download"}
+    for name, hint in hints.items():
+        for main, given in ((llama.main, [tmp_path / name]),
+                            (train.main, [*options, "--model", tmp_path / name, "--out", tmp_path / "new"])):
+            assert command(monkeypatch, *given, main=main) == 2
+            error = capsys.readouterr().err
+            assert hint in error and error.count("\n") == 1 and not (tmp_path / "new").exists()
+
+
 # ------------------------------------------------------------------------------------------ what is around it
 
 def test_export_again_from_the_checkpoint(monkeypatch, options, tmp_path, capsys, finished_run):
@@ -370,9 +493,9 @@ def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
 
     best = max(options, key=score)
     for answer in options:
-        asked = question(prompt, answer, options)
+        asked = data.Example(prompt, answer, options)
         assert train.answer_accuracy(model, tokenizer, [asked], 64) == (answer == best)
-    assert train.answer_accuracy(model, tokenizer, [question(prompt, "lot 17")], 64) == 0
+    assert train.answer_accuracy(model, tokenizer, [data.Example(prompt, "lot 17")], 64) == 0
     assert train.answer_accuracy(model, tokenizer, [], 64) is None
 
 
@@ -396,5 +519,5 @@ def test_compiled_layers_take_new_decisions_without_compiling_again(monkeypatch,
     assert 0 < graphs[0] == graphs[7] < graphs[8] == graphs[-1] <= graphs[7] + 3
     assert not counters["graph_break"]
     for eager, compiled in zip(read_log(finished_run), read_log(tmp_path / "run"), strict=True):
-        assert eager["kept"] == compiled["kept"]
+        assert eager.get("kept") == compiled.get("kept")
         assert eager["loss"] == pytest.approx(compiled["loss"], abs=1e-3)
