@@ -1,10 +1,10 @@
-"""The ground floor: errors, files, the machine, tokenizers, and JSON lines as rows of tokens in three splits.
+"""The ground floor: errors, files, the machine, tokenizers, and records as rows of tokens in three splits.
 
-A record is `{"text"}`, or `{"prompt", "answer"}` with the candidates of a choice as `"options"`. LoRA learns
-from `train`; criteria, and a generator in passes of its own, from `decision` (both are training data);
-`validation` is only ever measured. Try it:  python -m pytest tests/test_data.py
+scripts/prepare.py reads records, scripts/chat.py lays out chats. LoRA learns from `train`; criteria, and a
+generator in passes of its own, from `decision` (both are training data); `validation` is only ever measured.
+Try it:  python -m pytest tests/test_data.py
 """
-import argparse, base64, errno, functools, hashlib, importlib, json, os, re, secrets, sys, time, typing
+import argparse, errno, functools, hashlib, importlib, json, os, re, secrets, sys, time, typing
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ def need(package: str, what):
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise InputError(f"{what}: needs one more package; pip install {package}") from None
+        raise InputError(f"{what}: needs one more package; pip install {package.split('.')[0]}") from None
 
 def regular(path: Path) -> Path:
     """`path`. Raises OSError if it is a folder, or a pipe or device: reading these might never end."""
@@ -128,16 +128,11 @@ def first_process_says(d: Tensor) -> Tensor:
     return add_up([d.byte() if RANK == 0 else 0 * d.byte()])[0].bool()
 
 # -------------------------------------------------------------------------------------------------- tokenizer
-# LLaMA-3's rule for cutting text into words before byte pairs are merged, and its special tokens' places.
-LLAMA3_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-                r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-LLAMA3_SPECIAL = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
-
 class Tokenizer:
-    """`tokenizer.model` of a directory, SentencePiece (LLaMA-2, Mistral) or tiktoken (LLaMA-3), or else its
-    `tokenizer.json` (Hugging Face). `encode` takes texts to lists of ids, without BOS and EOS, special tokens
-    being plain text; `decode` ids to a text. `bos` and `eos` open and close a document, the ids `stop` end
-    generation, `space` goes before a text that continues another (some add it unasked). Raises InputError."""
+    """`tokenizer.model` of a directory (SentencePiece, or LLaMA-3's ranks), or else `tokenizer.json` (Hugging
+    Face). `encode` takes texts to ids without BOS and EOS, special tokens being plain text, `decode` ids to a
+    text. `bos` and `eos` open and close a document, `stop` ends generation, `space` goes before a text that
+    continues another (some add it unasked), `special` has special tokens' ids by name. Raises InputError."""
 
     def __init__(self, directory: str | Path):
         paths = [Path(directory) / name for name in ("tokenizer.model", "tokenizer.json")]
@@ -153,34 +148,14 @@ class Tokenizer:
             raise InputError(f"{self.path}: the tokenizer has no BOS or no EOS token, a LLaMA needs both")
 
     def _open(self, content: bytes) -> None:
-        if self.path.suffix == ".json":
-            self.kind, model = "json", need("tokenizers", self.path).Tokenizer.from_str(content.decode())
-            model.encode_special_tokens = True
-            model.no_truncation()
-            model.no_padding()
-            self.encode = lambda texts: [e.ids for e in model.encode_batch(texts, add_special_tokens=False)]
-            config, more = (self.path.with_name(f"{key}_config.json") for key in ("tokenizer", "generation"))
-            self.size, eos = model.get_vocab_size(), json.loads(regular(config).read_text())["eos_token"]
-            self.eos = model.token_to_id(eos["content"] if isinstance(eos, dict) else eos)
-            stop = json.loads(regular(more).read_text()).get("eos_token_id") if more.exists() else None
-            self.stop = {self.eos, *(stop if isinstance(stop, list) else [stop])} - {None}
-            own, bare = model.encode("a").ids[0], self.encode(["a"])[0][0]  # BOS is what it puts first itself
-            self.bos = own if own != bare else model.get_vocab().get("<|endoftext|>", self.eos)
-        elif re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content):
-            ranks = {base64.b64decode(t): int(rank) for t, rank in map(bytes.split, content.splitlines())}
-            n = len(ranks)
-            if sorted(ranks.values()) != [*range(n)] or not all(bytes([i]) in ranks for i in range(256)):
-                raise ValueError("its ranks are not 0, 1, 2, ... or a byte has none")  # tiktoken would panic
-            special = {f"<|{LLAMA3_SPECIAL.get(i, f'reserved_{i}')}|>": n + i for i in range(256)}
-            self.kind, tiktoken = "tiktoken", need("tiktoken", self.path)
-            model = tiktoken.Encoding("", pat_str=LLAMA3_WORDS, mergeable_ranks=ranks, special_tokens=special)
-            self.encode = model.encode_ordinary_batch
-            self.size, self.bos, self.eos, self.stop = n + 256, n, n + 1, {n + 1, n + 9}
-        else:
-            self.kind, sentencepiece = "sentencepiece", need("sentencepiece", self.path)
-            model = sentencepiece.SentencePieceProcessor(model_proto=content or b"-")  # b"" would be no error
-            self.size, self.encode = len(model), lambda texts: model.encode(texts, num_threads=-1)
-            self.bos, self.eos, self.stop = model.bos_id(), model.eos_id(), {model.eos_id()}
+        if self.path.suffix == ".json" or re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content):
+            from scripts.other_tokenizers import fill_in
+            return fill_in(self, content)
+        self.kind, sentencepiece = "sentencepiece", need("sentencepiece", self.path)
+        model = sentencepiece.SentencePieceProcessor(model_proto=content or b"-")  # b"" would be no error
+        self.size, self.encode = len(model), lambda texts: model.encode(texts, num_threads=-1)
+        self.special = {model.id_to_piece(i): i for i in range(self.size) if model.is_control(i)}
+        self.bos, self.eos, self.stop = model.bos_id(), model.eos_id(), {model.eos_id()}
         self.model, self.decode = model, model.decode
 
     def check(self, vocab_size: int) -> None:
@@ -189,46 +164,11 @@ class Tokenizer:
             raise InputError(f"{self.path}: {self.size} tokens, the model has {vocab_size}; use its own one")
 
 class Example(typing.NamedTuple):
-    prompt: str                    # "" for plain text
-    answer: str                    # what the loss is on with --answer-only; the whole text of plain text
+    prompt: str                    # "" for plain text; what the user of a chat says first
+    answer: str                    # the last one of a chat; the whole text of plain text
     options: tuple[str, ...] = ()  # the candidate answers of a multiple-choice question
-
-def parse(record) -> Example:
-    """A JSON record as an Example. Raises InputError."""
-    fields = record if isinstance(record, dict) else {}
-    found, options = str([*fields])[:80], fields.get("options", [])
-    if fields.keys() >= {"prompt", "answer"}:
-        texts = [fields["prompt"], fields["answer"], *(options if isinstance(options, list) else [None])]
-    elif "text" in fields:
-        texts = [fields["text"]]
-    else:
-        raise InputError(f'expected {{"text": ...}} or {{"prompt": ..., "answer": ...}}, found {found}; '
-                         "python scripts/prepare.py FILE > NEW.jsonl knows more formats")
-    if not all(isinstance(text, str) and text.strip().encode() for text in texts):  # half a character raises
-        raise InputError(f"a value of {found} is empty or not a string; mend or remove the record")
-    prompt, answer, *options = texts if len(texts) > 1 else ("", *texts)
-    if len(options) > 256:  # each costs a pass of its own
-        raise InputError(f"{len(options):,} options, at most 256 can be weighed; remove some or the record")
-    if options and answer not in options:
-        raise InputError("the answer is none of the options; mend the record")
-    return Example(prompt, answer, tuple(options))
-
-def read(path: str | Path, parse=parse) -> list[Example]:
-    """The examples of a JSON lines file, each by `parse(record)`. Raises InputError naming file and line."""
-    examples, number = [], 0
-    try:
-        content = regular(Path(path)).read_bytes().removeprefix(b"\xef\xbb\xbf")
-        for number, line in enumerate(content.split(b"\n"), 1):
-            if line.strip():
-                examples.append(parse(json.loads(line.decode())))
-    except (ValueError, RecursionError, InputError) as error:
-        found = error if isinstance(error, InputError) else f"not JSON in UTF-8 ({first_line(error)})"
-        raise InputError(f"{path}, line {number}: {found}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a JSON lines file") from None
-    if not examples:
-        raise InputError(f"{path}: holds no records; expected one JSON object a line")
-    return examples
+    chat: tuple[tuple[str, str], ...] = ()  # (role, text) of all its turns up to the answer, and with it
+    format: str = "text"           # a key of FORMATS in scripts/prepare.py
 
 def split(examples: list[Example], fraction: float) -> dict[str, list[Example]]:
     """Examples to validation, decision and train; the first two get about `fraction` each. A hash of the
@@ -253,27 +193,40 @@ class Rows(typing.NamedTuple):
 def permutation(n: int, seed: int, epoch: int) -> list[int]:
     return np.random.default_rng((seed, epoch)).permutation(n).tolist()
 
-def encode(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, answer ids) of each example, with BOS and EOS; tells how far it is when it takes long."""
-    pairs, begin = [], time.monotonic()
-    for some in (examples[i:i + 5000] for i in range(0, len(examples), 5000)):
-        prompts = tokenizer.encode([e.prompt for e in some])
-        answers = tokenizer.encode([(tokenizer.space if e.prompt else "") + e.answer for e in some])
-        pairs += [([tokenizer.bos] + p, a + [tokenizer.eos]) for p, a in zip(prompts, answers)]
-        left = (time.monotonic() - begin) * (len(examples) / len(pairs) - 1)
-        if left > 5:
-            print(f"tokenizing: {len(pairs):,} of {len(examples):,} records, {left:.0f} s left", flush=True)
-    return pairs
+def pieces(example: Example, tokenizer: Tokenizer) -> list[tuple[str | int, bool]]:
+    """A document's texts and special tokens in order, and whether each is an answer or ends one."""
+    if example.chat:
+        from scripts import chat
+        return chat.pieces(example, tokenizer)
+    answer = (tokenizer.space if example.prompt else "") + example.answer
+    return [(tokenizer.bos, False), (example.prompt, False), (answer, True), (tokenizer.eos, True)]
 
-def pack(pairs: list[tuple[list[int], list[int]]], seq_len: int, answer_only: bool, pad: int) -> Rows:
+def encode(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
+    """Each example's document: all its ids, and those of answers, IGNORE for others; tells how far it is."""
+    made, begin = [], time.monotonic()
+    for some in (examples[i:i + 5000] for i in range(0, len(examples), 5000)):
+        parts = [pieces(example, tokenizer) for example in some]
+        ids = iter(tokenizer.encode([text for part in parts for text, _ in part if isinstance(text, str)]))
+        for part in parts:
+            runs = [(next(ids) if isinstance(text, str) else [text], learned) for text, learned in part]
+            answers = [run if learned else len(run) * [IGNORE] for run, learned in runs]
+            made.append((sum((run for run, _ in runs), []), sum(answers, [])))
+        left = (time.monotonic() - begin) * (len(examples) / len(made) - 1)
+        if left > 5:
+            print(f"tokenizing: {len(made):,} of {len(examples):,} records, {left:.0f} s left", flush=True)
+    return made
+
+def last_answer(ids: list[int], answers: list[int]) -> tuple[list[int], list[int]]:
+    """The ids before a document's last answer, and the answer's own."""
+    n = answers[::-1].index(IGNORE)
+    return ids[:-n], ids[-n:]
+
+def pack(documents: list[tuple[list[int], list[int]]], seq_len: int, answer_only: bool, pad: int) -> Rows:
     """Documents end to end, cut into rows, the last one filled up. A document's first token is no target.
-    With 1 for BOS and 2 for EOS, ([1], [7, 8, 2]) and ([1, 5], [6, 2]) in rows of 4: tokens [1 7 8 2],
-    [1 5 6 2] and targets [7 8 2 -], [5 6 2 -]; answers only, [7 8 2 -], [- 6 2 -]."""
-    tokens, targets = [], []
-    for prompt, answer in pairs:
-        silent = len(prompt) if answer_only else 1
-        tokens += prompt + answer
-        targets += silent * [IGNORE] + (prompt + answer)[silent:]
+    Of 1 7 8 2 and, with the answer 6 2, 1 5 6 2, where BOS is 1 and EOS 2, rows of 4 are tokens [1 7 8 2],
+    [1 5 6 2] and targets [7 8 2 -], [5 6 2 -]; if `answer_only`, [7 8 2 -], [- 6 2 -]."""
+    tokens = [i for ids, _ in documents for i in ids]
+    targets = [i for ids, answers in documents for i in [IGNORE] + (answers if answer_only else ids)[1:]]
     room = (1 - len(tokens)) % seq_len  # to whole rows, and one token more: the last target
     tokens, targets = torch.tensor([tokens + room * [pad], targets + room * [IGNORE]], dtype=torch.int32)
     return Rows(tokens[:-1].view(-1, seq_len), targets[1:].view(-1, seq_len))
@@ -286,11 +239,12 @@ class Data(typing.NamedTuple):
 
 def load(paths, tokenizer: Tokenizer, seq_len: int, answer_only=False, fraction=0.05) -> Data:
     """Reads, splits, tokenizes and packs data files. Raises InputError."""
+    from scripts.prepare import read
     parts = split([example for path in paths for example in read(path)], fraction)
     if not all(parts.values()):
         raise InputError(f"{', '.join(map(str, paths))}: too few different records, a split of them is empty")
-    pairs = {name: encode(part, tokenizer) for name, part in parts.items()}
-    rows = {name: pack(part, seq_len, answer_only, tokenizer.eos) for name, part in pairs.items()}
-    questions = [e for e, (_, answer) in zip(parts["validation"], pairs["validation"])
-                 if e.options or (e.prompt and len(answer) <= 32)]
+    documents = {name: encode(part, tokenizer) for name, part in parts.items()}
+    rows = {name: pack(part, seq_len, answer_only, tokenizer.eos) for name, part in documents.items()}
+    questions = [e for e, document in zip(parts["validation"], documents["validation"])
+                 if e.options or (e.prompt and len(last_answer(*document)[1]) <= 32)]
     return Data(**rows, questions=questions[:200])

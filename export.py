@@ -97,10 +97,10 @@ def validation_loss(model: Llama, rows: data.Rows, batch_size: int, masks=None) 
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
-def answer_score(model: Llama, tokenizer: Tokenizer, prompt: str, answer: str, seq_len: int, masks=None):
+def answer_score(model: Llama, tokenizer: Tokenizer, example: data.Example, seq_len: int, masks=None):
     """Mean log-likelihood in nats of the answer's tokens and EOS, and whether greedy decoding gives them; a
     long prompt loses its beginning, so that both fit in `seq_len`."""
-    (before, ids), = data.encode([data.Example(prompt, answer)], tokenizer)
+    before, ids = data.last_answer(*data.encode([example], tokenizer)[0])
     row = torch.tensor((before + ids)[-seq_len - 1:], device=model.norm.weight.device)
     n = min(len(ids), len(row) - 1)
     logp = model(row[None, :-1], masks)[0, -n:].log_softmax(-1)  # n V
@@ -109,11 +109,11 @@ def answer_score(model: Llama, tokenizer: Tokenizer, prompt: str, answer: str, s
 def answer_accuracy(model: Llama, tokenizer: Tokenizer, questions, seq_len: int, masks=None) -> float | None:
     """Fraction of questions whose likeliest option is the true one, or whose answer greedy decoding gives."""
     right = 0
-    for prompt, truth, options in questions:
-        answers = options or [truth]
-        scores = [answer_score(model, tokenizer, prompt, answer, seq_len, masks) for answer in answers]
+    for question in questions:
+        answers = [question._replace(answer=option) for option in question.options] or [question]
+        scores = [answer_score(model, tokenizer, answer, seq_len, masks) for answer in answers]
         best = scores.index(max(scores))
-        right += answers[best] == truth if options else scores[best][1]
+        right += answers[best] == question if question.options else scores[best][1]
     return right / len(questions) if questions else None
 
 def peak_memory(device: torch.device) -> int:

@@ -3,12 +3,12 @@
 Reads Meta's raw format (`params.json`, `consolidated.NN.pth`, a tokenizer), and the same with unequal layers,
 as pruning leaves them. Names are Meta's: w1 is the gate, w3 the up and w2 the down projection of SwiGLU.
 
-    python llama.py out/legal/pruned --prompt "The lessee shall"
+    python llama.py out/legal/pruned --prompt "The lessee shall"      # or --chat
 
 Shapes: B rows, T positions, S positions attended to, D model width, V vocabulary, H query heads, K key/value
 heads (GQA: H / K query heads share one; MHA is H = K), Q query/key and E value dimensions of a head.
 """
-import dataclasses, itertools, json, time, zipfile
+import dataclasses, functools, itertools, json, time, zipfile
 from pathlib import Path
 
 import torch
@@ -330,9 +330,8 @@ def save(model: Llama, directory: Path, source: Path) -> None:
 def generate(model: Llama, prompt: list[int], max_tokens: int, temperature=0.0, top_k=0, stop=()):
     """Yields token ids after `prompt`, a pass each. Temperature 0 is greedy, top_k 0 samples from all."""
     tokens, caches = torch.tensor([prompt], device=model.norm.weight.device), [[] for _ in model.layers]
-    width = sum(size.n_kv_heads * (size.qk_dim + size.v_dim) for size in model.config.layers)
-    needs = (len(prompt) + max_tokens) * width * model.norm.weight.itemsize
-    fits(needs, tokens.device, "keys and values of --max-tokens")
+    each = model.norm.weight.itemsize * sum(s.n_kv_heads * (s.qk_dim + s.v_dim) for s in model.config.layers)
+    fits((len(prompt) + max_tokens) * each, tokens.device, "keys and values of --max-tokens")
     for _ in range(max_tokens):
         logits = model(tokens, caches=caches)[0, -1]
         if top_k:
@@ -345,10 +344,21 @@ def generate(model: Llama, prompt: list[int], max_tokens: int, temperature=0.0, 
             return
         yield int(tokens)
 
+def say(model: Llama, tokenizer: Tokenizer, args, ids: list[int], shown: list[int], stop) -> list[int]:
+    """Prints `shown`, and what `generate` adds to `ids` as it is made; returns the latter."""
+    new, printed = [], ""
+    for token in generate(model, ids, args.max_tokens, args.temperature, args.top_k, stop):
+        new.append(token)
+        text = tokenizer.decode(shown + new).rstrip("\ufffd")  # the part of a character that has more tokens
+        print(text[len(printed):], end="", flush=True)
+        printed = text
+    return new
+
 def main() -> None:
     parser = Parser(description="Generate text from a model directory, dense or pruned.")
     parser.add_argument("model", type=Path, help="model directory")
     parser.add_argument("--prompt", default="The ", type=str.encode, help="text to continue")
+    parser.add_argument("--chat", action="store_true", help="answer what is typed, or piped in, line by line")
     parser.add_argument("--max-tokens", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token")
     parser.add_argument("--top-k", type=int, default=40, help="sample among the k likeliest; 0: all")
@@ -359,19 +369,15 @@ def main() -> None:
     if args.max_tokens < 1 or args.top_k < 0 or not 0 <= args.temperature < 1e6 or not 0 <= args.seed < 2**63:
         raise InputError("--max-tokens must be at least 1, --top-k, --temperature and --seed at least 0")
     torch.manual_seed(args.seed)
-    device = find_device(args.device)
+    directory, device = find(args.model), find_device(args.device)
     dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
-    directory = find(args.model)
     model, tokenizer = load(directory, dtype, device), Tokenizer(directory)
     tokenizer.check(model.config.vocab_size)
-    (prompt,), new, shown, begin = tokenizer.encode([args.prompt.decode()]), [], "", time.perf_counter()
-    ids = [tokenizer.bos, *prompt]
-    for token in generate(model, ids, args.max_tokens, args.temperature, args.top_k, tokenizer.stop):
-        new.append(token)
-        text = tokenizer.decode(prompt + new)
-        if not text.endswith("\ufffd"):  # the middle of a character that spans several tokens
-            print(text[len(shown):], end="", flush=True)
-            shown = text
+    if args.chat:
+        from scripts.chat import talk
+        return talk(tokenizer, functools.partial(say, model, tokenizer, args))
+    (prompt,), begin = tokenizer.encode([args.prompt.decode()]), time.perf_counter()
+    new = say(model, tokenizer, args, [tokenizer.bos, *prompt], prompt, tokenizer.stop)
     n, s, params = len(new), time.perf_counter() - begin, count_parameters(model)
     print(f"\n\n{n} tokens in {s:.1f} s, {n / s:.1f} tokens/s, {params:,} parameters")
 

@@ -30,7 +30,7 @@ def option(default, text: str, low=0, high=2**31, part="", **how):
 @dataclasses.dataclass
 class Config:
     model: str = option("", "model directory (default: the built-in base/)", part="model and data")
-    data: list = option("legal.jsonl", "JSON lines files", nargs="+")
+    data: list = option("legal.jsonl", "files of JSON, CSV, TSV or text", nargs="+")
     out: str = option("", "run directory (default: out/ and the first data file's name)")
     seq_len: int = option(256, "tokens of a row", 2)
     answer_only: bool = option(False, "no loss on prompts, only on answers")

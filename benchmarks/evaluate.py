@@ -64,7 +64,7 @@ def f1(hits: int, wanted: int, said: int) -> float:
 def choices(model, tokenizer, examples, seq_len, tell) -> dict:
     truth, said = [], []
     for i, example in enumerate(examples):
-        scores = [export.answer_score(model, tokenizer, example.prompt, option, seq_len)
+        scores = [export.answer_score(model, tokenizer, example._replace(answer=option), seq_len)
                   for option in example.options]
         said.append(scores.index(max(scores)))
         truth.append(example.options.index(example.answer))
@@ -77,7 +77,7 @@ def choices(model, tokenizer, examples, seq_len, tell) -> dict:
 def answers(model, tokenizer, examples, seq_len, max_tokens, tell) -> dict:
     totals = collections.Counter()
     for i, example in enumerate(examples):
-        prompt = [tokenizer.bos] + tokenizer.encode([example.prompt])[0]
+        prompt, _ = data.last_answer(*data.encode([example], tokenizer)[0])
         prompt = prompt[-(seq_len - max_tokens):]  # long prompts lose their beginning, as in training
         said = tokenizer.decode(list(llama.generate(model, prompt, max_tokens, stop=tokenizer.stop)))
         totals += collections.Counter({
@@ -91,8 +91,8 @@ def evaluate(model, tokenizer, path: Path, seq_len=512, max_tokens=64, limit=0,
              tell=lambda task, n, total: None) -> dict:
     """{format: {metric: value}} for one file. `limit`: at most so many records a format; 0: all."""
     by_format, results = {}, {}
-    for name, example in data.read(path, prepare.parse):
-        by_format.setdefault((name, bool(example.options)), []).append(example)
+    for example in prepare.read(path):
+        by_format.setdefault((example.format, bool(example.options)), []).append(example)
     for (name, choice), examples in by_format.items():
         examples = examples[:limit or None]
         task = f"{name} and options" if choice and (name, False) in by_format else name
@@ -116,7 +116,7 @@ def evaluate(model, tokenizer, path: Path, seq_len=512, max_tokens=64, limit=0,
 def main() -> None:
     parser = data.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="model directory")
-    parser.add_argument("files", nargs="+", type=Path, help="JSON lines files")
+    parser.add_argument("files", nargs="+", type=Path, help="data files")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens of a row, or a prompt and answer")
     parser.add_argument("--max-tokens", type=int, default=64, help="longest generated answer")
     parser.add_argument("--limit", type=int, default=0, help="records of a format at most; 0: all")

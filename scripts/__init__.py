@@ -1,1 +1,1 @@
-"""What is around the six files: data formats, converters, reports, other criteria, the makers of base/ and legal.jsonl."""
+"""What is around the six files. A package, so that no other one of this name is found in its place."""

@@ -23,6 +23,7 @@ import llama  # noqa: E402
 import train  # noqa: E402
 from data import InputError  # noqa: E402
 from scripts.charts import Curve, chart, sparkline  # noqa: E402
+from scripts.prepare import read  # noqa: E402
 
 CHARTS = {  # of a number in the log: title, what is measured, whether the axis begins at zero
     "loss": ("Training loss", "nats a token", False),
@@ -100,12 +101,12 @@ def read_run(path: Path) -> Finished:
                          if unfinished else f"{path}: not a run directory, it has no summary.json")
     summary, of_dense = read_summary(path / "summary.json"), path / "dense" / "log.jsonl"
     summary["seconds"].setdefault("total", sum(filter(None, summary["seconds"].values())))
-    log = data.read(path / "log.jsonl", parse_line)
+    log = read(path / "log.jsonl", parse_line)
     shape = [len(summary["kinds"])] * len(summary["groups"]["base"])
     for counts in [*summary["groups"].values(), *(line["kept"] for line in log if line.get("kept"))]:
         if list(map(len, counts)) != shape:
             raise InputError(f"{path}: groups of its log and its summary do not fit each other; run it anew")
-    return Finished(path, summary, log, data.read(of_dense, parse_line) if of_dense.exists() else [])
+    return Finished(path, summary, log, read(of_dense, parse_line) if of_dense.exists() else [])
 
 
 def freeze_step(log: list[dict]) -> int | None:
@@ -274,7 +275,7 @@ def samples(run: Finished) -> str:
               of_rows(run)[-1]: run.path / "pruned"}
     dtype = torch.bfloat16 if config["dtype"] == "bfloat16" else torch.float32
     try:
-        examples = [example for path in config["data"] for example in data.read(path)]
+        examples = [example for path in config["data"] for example in read(path)]
         given = openings(data.split(examples, 0.05)["validation"])  # the split of data.load
     except InputError as error:
         return f"<p>None, as the data cannot be read. {escape(error)}</p>"

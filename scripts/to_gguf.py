@@ -17,8 +17,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import llama  # noqa: E402
-from data import LLAMA3_WORDS, InputError, Tokenizer, need, write_atomic  # noqa: E402
+from data import InputError, Tokenizer, need, write_atomic  # noqa: E402
 from scripts.convert_hf import context_length, read_json, whole_heads  # noqa: E402
+from scripts.other_tokenizers import LLAMA3_WORDS  # noqa: E402
 
 NAMES = {"attention.wq": "attn_q", "attention.wk": "attn_k", "attention.wv": "attn_v",
          "attention.wo": "attn_output", "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down",

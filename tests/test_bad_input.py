@@ -142,7 +142,7 @@ GENERATION = {"--max-tokens 1000000000": "--max-tokens: at least", "--max-tokens
               "--temperature 1e-40": "--temperature is too low", "--seed 99999999999999999999": "--seed",
               "--seed -1": "--seed", "--device meta": "--device meta", "--prompt \udcff": "--prompt"}
 HOLDINGS = b', '.join(b'"holding_%d": "h"' % i for i in range(5))
-EXPECTED = ('expected {"text": ...} or {"prompt": ..., "answer": ...}', "scripts/prepare.py")
+EXPECTED = ("expected the keys of a format in README.md", "found [")
 LINES = {  # name: (the third line of a data file, what the error says)
     "cut off": (b'{"text": "a"', "not JSON"), "plain text": (b"plain text", "not JSON"),
     "not UTF-8": (b'{"text": "\xff\xfe"}', "UTF-8"),
@@ -162,14 +162,14 @@ LINES = {  # name: (the third line of a data file, what the error says)
     "empty text": (b'{"text": ""}', "empty"),
     "blank text": (b'{"text": "  "}', "empty"), "empty prompt": (b'{"prompt": "", "answer": "a"}', "empty"),
     "empty answer": (b'{"prompt": "p", "answer": ""}', "empty"),
-    "options: a string": (b'{"prompt": "p", "answer": "a", "options": "abc"}', "options", "not a string"),
-    "options: a number": (b'{"prompt": "p", "answer": "a", "options": 3}', "options", "not a string"),
+    "options: a string": (b'{"prompt": "p", "answer": "a", "options": "abc"}', "options", "not a list"),
+    "options: a number": (b'{"prompt": "p", "answer": "a", "options": 3}', "options", "not a list"),
     "options: numbers": (b'{"prompt": "p", "answer": "a", "options": ["a", 3]}', "not a string"),
     "options without the answer": (b'{"prompt": "p", "answer": "a", "options": ["b", "c"]}', "none of the"),
     "100,000 options": (json.dumps({"prompt": "p", "answer": "0", "options": [*map(str, range(100000))]}).encode(),
                         "100,000 options"),
-    "CaseHOLD": (b'{"citing_prompt": "c", "label": "0", %s}' % HOLDINGS, *EXPECTED),
-    "BillSum": (b'{"source": "s", "summary": "t"}', *EXPECTED),
+    "CaseHOLD": (b'{"citing_prompt": "c", "label": "5", %s}' % HOLDINGS, "CaseHOLD", "unexpected value"),
+    "BillSum": (b'{"source": "s", "summary": 5}', "not a string"),
 }
 FILES = {"empty": ("", "no records"), "blank lines": ("\n\n", "no records"),
          "one record": ('{"text": "a"}\n' * 50, "record"),
@@ -697,7 +697,10 @@ def fuzz_weights(folder, rng):
 
 def fuzz_data(folder, rng):
     good = [{"text": "a text"}, {"prompt": "p", "answer": "a"},
-            {"prompt": "p", "answer": "b", "options": ["a", "b", "c"]}]
+            {"prompt": "p", "answer": "b", "options": ["a", "b", "c"]},
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            {"instruction": "q", "input": "more", "output": "a"}]
     lines = [json.dumps(mutate(rng.choice(good), rng)) for _ in range(rng.choice([1, 1, 2, 20]))]
     path = write(folder / "data.jsonl", "\n".join(lines))
     if rng.random() < 0.5:

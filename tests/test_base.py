@@ -9,6 +9,7 @@ import torch
 import data
 import llama
 import train
+from scripts.prepare import read
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -46,7 +47,7 @@ def test_legal_jsonl_is_what_the_maker_writes(tmp_path):
 
 def test_every_record_of_legal_jsonl_is_text_or_a_question_with_its_answer():
     records = [json.loads(line) for line in (ROOT / "legal.jsonl").read_text().splitlines()]
-    examples = data.read(ROOT / "legal.jsonl")
+    examples = read(ROOT / "legal.jsonl")
     questions = [example for example in examples if example.prompt]
     assert len(examples) == len(records) and sum("text" in record for record in records) == make_corpora.TEXTS
     assert all(example.answer in example.options for example in questions)
@@ -68,7 +69,7 @@ def long_sentences(texts):
 
 
 def test_the_base_has_not_read_the_sentences_of_legal_jsonl():
-    legal = [example.prompt.split("\n")[0] or example.answer for example in data.read(ROOT / "legal.jsonl")]
+    legal = [example.prompt.split("\n")[0] or example.answer for example in read(ROOT / "legal.jsonl")]
     assert len(long_sentences(legal)) > 5000
     assert len(long_sentences(legal) & long_sentences(make_corpora.make_english(1, 2000))) < 3
 

@@ -3,34 +3,19 @@ import json
 
 import pytest
 import torch
+from conftest import sentences
 
 import data
 from data import IGNORE, Example, InputError
-
-
-def test_records_are_recognized_by_their_keys():
-    assert data.parse({"text": "t", "language": "en"}) == Example("", "t")
-    assert data.parse({"prompt": "p", "answer": "a"}) == Example("p", "a")
-    assert data.parse({"prompt": "p", "answer": "b", "options": ["a", "b"]}) == Example("p", "b", ("a", "b"))
-    casehold = {"citing_prompt": "cites", "label": "3", **{f"holding_{i}": f"h{i}" for i in range(5)}}
-    with pytest.raises(InputError, match="scripts/prepare.py"):
-        data.parse(casehold)
-
-
-def test_lines_are_read_in_order_and_a_bad_one_is_named(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text('\ufeff{"text": "a\u2028b"}\n\n{"prompt": "p", "answer": "c"}\r\n')
-    assert data.read(path) == [Example("", "a\u2028b"), Example("p", "c")]  # U+2028 ends no line
-    path.write_text('{"text": "good"}\n\n{"text": 5}\n')
-    with pytest.raises(InputError, match=r"data.jsonl, line 3: .* not a string"):
-        data.read(path)
 
 
 def test_splits_are_deterministic_and_disjoint():
     """A record's place is its own affair: neither order nor other records matter. Equal ones are all on one
     side, and so are all answers to one prompt."""
     examples = [Example("", f"document {i}") for i in range(1000)] + [Example("", "document 7")] * 5
-    examples += [Example("Which day?", str(i)) for i in range(28)]
+    examples += [Example("Which day?", str(i)) for i in range(26)]
+    examples += [Example("Which day?", "5", chat=(*before, ("user", "Which day?"), ("assistant", "5")))
+                 for before in ([], [("system", "Be brief.")])]
     parts = data.split(examples, 0.1)
     assert len(parts["validation"]) + len(parts["decision"]) + len(parts["train"]) == 1033
     assert 60 < len(set(parts["validation"])) < 140 and 60 < len(set(parts["decision"])) < 140
@@ -46,13 +31,15 @@ def test_splits_are_deterministic_and_disjoint():
 
 def test_packing_worked_by_hand():
     """BOS is 1, EOS 2; the second document has no prompt. 1 10 11 12 | 2 1 20 21 | 2 1 30 31 | 2."""
-    pairs = [([1, 10, 11], [12, 2]), ([1], [20, 21, 2]), ([1, 30], [31, 2])]
-    rows = data.pack(pairs, 4, answer_only=False, pad=2)
+    no = IGNORE
+    documents = [([1, 10, 11, 12, 2], [no, no, no, 12, 2]), ([1, 20, 21, 2], [no, 20, 21, 2]),
+                 ([1, 30, 31, 2], [no, no, 31, 2])]
+    rows = data.pack(documents, 4, answer_only=False, pad=2)
     assert rows.tokens.tolist() == [[1, 10, 11, 12], [2, 1, 20, 21], [2, 1, 30, 31]]
     assert rows.targets.tolist() == [[10, 11, 12, 2], [IGNORE, 20, 21, 2], [IGNORE, 30, 31, 2]]
-    answers = data.pack(pairs, 4, answer_only=True, pad=2)
+    answers = data.pack(documents, 4, answer_only=True, pad=2)
     assert answers.targets.tolist() == [[IGNORE, IGNORE, 12, 2], [IGNORE, 20, 21, 2], [IGNORE, IGNORE, 31, 2]]
-    longer = data.pack(pairs, 5, answer_only=False, pad=2)  # the last row is filled up, without targets
+    longer = data.pack(documents, 5, answer_only=False, pad=2)  # the last row is filled up, without targets
     assert longer.tokens.tolist()[-1] == [30, 31, 2, 2, 2]
     assert longer.targets.tolist()[-1] == [31, 2, IGNORE, IGNORE, IGNORE]
 
@@ -70,13 +57,33 @@ def test_load_tokenizes_with_bos_and_eos(data_file, tokenizer):
     assert sum(len(r.tokens) for r in (loaded.train, loaded.decision, loaded.validation)) > 100
     assert loaded.questions and all(q.prompt.endswith("Answer:") for q in loaded.questions)
     text = json.loads(data_file.read_text().splitlines()[0])["text"]
-    (prompt, answer), = data.encode([Example("", text)], tokenizer)
-    assert prompt == [tokenizer.bos] and answer[-1] == tokenizer.eos and tokenizer.decode(answer[:-1]) == text
+    (ids, answer), = data.encode([Example("", text)], tokenizer)
+    assert ids[0] == tokenizer.bos and ids[-1] == tokenizer.eos and tokenizer.decode(ids[1:-1]) == text
+    assert answer == [IGNORE, *ids[1:]]
+
+
+def test_choices_and_short_answers_are_questions_but_no_texts(tmp_path, data_file, tokenizer):
+    """Whatever their format, and however long the options."""
+    path = tmp_path / "choices.json"
+    long = [{"question": f"Does {text}", "answer": 3 * text, "options": [3 * text]} for text in sentences(100, 3)]
+    path.write_text(json.dumps([{"text": f"Lot {i}."} for i in range(100)] + long))
+    loaded = data.load([data_file, path], tokenizer, 32)
+    assert {q.format for q in loaded.questions} == {"prompt and answer", "question and answer"}
+    assert any(q.options and len(data.encode([q], tokenizer)[0][0]) > 64 for q in loaded.questions)
+
+
+def test_the_papers_data_sets_are_read_as_they_are(tmp_path, tokenizer):
+    path, prepared = tmp_path / "hqs.jsonl", tmp_path / "prepared.jsonl"
+    path.write_text("".join(json.dumps({"CHQ": text, "Summary": text[:9]}) + "\n" for text in sentences(200, 3)))
+    prepared.write_text("".join(json.dumps({"prompt": f"{text}\nThe question in short:", "answer": text[:9]}) + "\n"
+                                for text in sentences(200, 3)))
+    for one, other in zip(data.load([path], tokenizer, 32)[:3], data.load([prepared], tokenizer, 32)[:3]):
+        assert torch.equal(one.tokens, other.tokens) and torch.equal(one.targets, other.targets)
 
 
 def test_an_answer_is_set_off_from_its_prompt(tokenizer):
     """Prompt and answer are encoded apart, and read as if they were one text with a space between."""
-    (prompt, answer), = data.encode([Example("which day?", "5")], tokenizer)
+    prompt, answer = data.last_answer(*data.encode([Example("which day?", "5")], tokenizer)[0])
     assert tokenizer.decode(prompt[1:] + answer[:-1]) == "which day? 5"
     assert tokenizer.decode(answer[:-1]).strip() == "5"
 

@@ -9,6 +9,7 @@ import torch
 from conftest import command, random_model, random_tokens
 from test_tokenizer import assert_as_in_transformers, texts
 
+import data
 import export
 import llama
 from atp import Groups
@@ -158,6 +159,13 @@ def test_tiktoken_file_is_told_apart(tmp_path, monkeypatch):
     (ids,) = tokenizer.encode(["lessee the"])
     assert ids == [265, 260] and tokenizer.decode(ids) == "lessee the"
     assert tokenizer.encode(["<|end_of_text|>"])[0][-1] != tokenizer.eos  # text cannot forge special tokens
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content | trim }}<|eot_id|>{% endfor %}")
+    turns = ("user", "<|eot_id|>"), ("assistant", "lessee")
+    assert data.pieces(data.Example("<|eot_id|>", "lessee", chat=turns), tokenizer) == [
+        (266, False), (272, False), ("user", False), (273, False), ("\n\n<|eot_id|>", False), (275, False),
+        (272, False), ("assistant", False), (273, False), ("\n\n", False), ("lessee", True), (275, True)]
     monkeypatch.setitem(__import__("sys").modules, "tiktoken", None)
     with pytest.raises(InputError, match="pip install tiktoken"):
         Tokenizer(tmp_path)

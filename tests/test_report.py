@@ -10,7 +10,7 @@ from conftest import command, content
 import data
 import llama
 import train
-from scripts import charts, report
+from scripts import charts, prepare, report
 
 KINDS = ["qk", "vo", "ffn"]
 VOID = {"meta", "br"}
@@ -194,7 +194,7 @@ def test_samples_of_all_models_that_are_there(real_run, model_dir, data_file, mo
     page = read_page(real_run / "report.html")
     assert page.of("h4") == ["base", "pruned", "the record"] * 3
     assert f"dense is left out: {real_run / 'dense/pruned'} is not there." in page.of("p")
-    validation = data.split(data.read(data_file), 0.05)["validation"]
+    validation = data.split(prepare.read(data_file), 0.05)["validation"]
     texts, question = [e for e in validation if not e.prompt], next(e for e in validation if e.prompt)
     given, base, pruned, rest = zip(*(page.of("pre")[i:i + 4] for i in (0, 4, 8)))
     assert given[2] == question.prompt and rest[2] == question.answer

@@ -465,6 +465,17 @@ def test_schedule_worked_by_hand():
     assert train.schedule(110, 110, 10 / 110) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("seq_len, few", [(16, False), (256, True)])
+def test_the_data_line_has_epochs_and_a_warning_of_little_validation(model_dir, data_file, capsys, seq_len, few):
+    config = train.Config(model=str(model_dir), data=[str(data_file)], device="cpu", seq_len=seq_len, steps=100,
+                          batch_size=4, accumulate=2)
+    run = train.open_run(config)
+    rows, printed = [len(part.tokens) for part in run.rows[:3]], capsys.readouterr().out
+    assert (rows[2] < 20) == few == ("warning: fewer than 20 rows of validation" in printed)
+    sizes = "{} train, {} decision, {} validation".format(*rows)
+    assert f"rows: {sizes}; {100 * 4 * 2 / rows[0]:.2g} epochs\n" in printed
+
+
 def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
     """A question whose answer is what the model would say is right, any other is wrong; options are ranked by
     likelihood."""
@@ -483,8 +494,8 @@ def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
 
     best = max(options, key=score)
     for answer in options:
-        question = data.Example(prompt, answer, options)
-        assert train.answer_accuracy(model, tokenizer, [question], 64) == (answer == best)
+        asked = data.Example(prompt, answer, options)
+        assert train.answer_accuracy(model, tokenizer, [asked], 64) == (answer == best)
     assert train.answer_accuracy(model, tokenizer, [data.Example(prompt, "lot 17")], 64) == 0
     assert train.answer_accuracy(model, tokenizer, [], 64) is None
 
