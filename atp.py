@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from data import InputError, first_process_says
-from llama import LayerSize, Llama, LlamaConfig
+from llama import LayerSize, LlamaConfig
 from lora import Mask
 
 SPACES = {"dims": ("qk", "vo", "ffn"),  # head dimensions, alike in all heads of a layer (the paper's space)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 import atp, data, export, llama
 from data import InputError
-from export import answer_accuracy, peak_memory, validation_loss
+from export import validation_loss
 from scripts import screen
+from scripts.measures import answer_accuracy, loss_by_format, peak_memory
 
 VERSION, RUN_FILES = 3, ("ckpt.pt", "log.jsonl", "summary.json", "pruned", "dense", "report.html")
 PLAIN = ("step", "seconds", "log", "base")  # a run's attributes that a checkpoint holds as they are
@@ -148,6 +149,7 @@ class Run:
 
     def __init__(self, config: Config, model: llama.Llama, rows: data.Data):
         self.config, self.model, self.rows = config, model, rows
+        config.lr = config.lr or min(5e-3, 1.28 / model.config.dim)
         self.device, self.dtype = model.norm.weight.device, model.norm.weight.dtype
         self.step, self.cut, self.stop, self.log, self.base = 0, False, False, [], {}
         self.seconds = {"search": 0.0, "tune": 0.0, "evaluation": 0.0}
@@ -329,7 +331,6 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
         sys.stdout = open(os.devnull, "w") if data.RANK else sys.stdout
     tokenizer, shape = data.Tokenizer(base), llama.LlamaConfig.read(base / "params.json")
     tokenizer.check(shape.vocab_size)
-    config.lr = config.lr or min(5e-3, 1.28 / shape.dim)
     weights = llama.open_shards(base)[0]
     if config.dtype == "auto":  # a CPU's pays for wide models that are stored in it
         stored = shape.dim >= 512 and all(weight.dtype == torch.bfloat16 for weight in weights.values())
@@ -411,8 +412,9 @@ def finish(run: Run, out: Path) -> dict:
     config, groups, d, name = run.config, run.groups, run.decisions.d, "pruned" if run.prune else "tuned"
     tuned = run.timed("evaluation", lambda: measure(run, run.model, run.masks()))
     difference = run.export(out / "pruned")
-    exported = run.timed("evaluation", lambda: measure(run, llama.load(
-        out / "pruned", run.dtype, run.device, config.shard)))
+    model = llama.load(out / "pruned", run.dtype, run.device, config.shard)
+    exported, by_format = run.timed("evaluation", lambda: (measure(run, model), loss_by_format(run, model)))
+    del model
     rows, memory = {"base": run.base, name: tuned, "exported": exported}, peak_memory(run.device)
     seconds, retained = dict(run.seconds), None
     if config.dense and run.prune:
@@ -425,8 +427,8 @@ def finish(run: Run, out: Path) -> dict:
                "versions": {"python": platform.python_version(), "torch": torch.__version__},
                "requested_prune": run.prune, "obtained_prune": 1 - groups.kept(d) / groups.total,
                "prunable": {"base": groups.total, "kept": groups.kept(d)}, "retained": retained,
-               "max_logit_diff": difference, "kinds": atp.SPACES[config.space], "groups": sizes,
-               "seconds": seconds, "peak_memory_bytes": memory}
+               "max_logit_diff": difference, "by_format": by_format, "seconds": seconds,
+               "kinds": atp.SPACES[config.space], "groups": sizes, "peak_memory_bytes": memory}
     summary |= {key: {name: row[key] for name, row in rows.items()} for key in MEASURED}
     if data.RANK == 0:
         data.write_json(out / "summary.json", summary)

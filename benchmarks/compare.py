@@ -66,7 +66,6 @@ def new_run(options: dict) -> tuple[train.Run, data.Tokenizer, data.Rows]:
     learned, tail = (data.Rows(*(part[where] for part in rows.train))
                      for where in (slice(-held_out), slice(-held_out, None)))
     model = llama.load(config.model, getattr(torch, config.dtype))
-    config.lr = config.lr or min(5e-3, 1.28 / model.config.dim)  # as train.py
     return train.Run(config, model, rows._replace(train=learned)), tokenizer, tail
 
 

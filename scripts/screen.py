@@ -54,6 +54,9 @@ def finished(summary: dict, run, out) -> None:
         accuracy = "-" if right is None else f"{right:.1%}"
         print(f"{name:8s}{summary['params'][name]:14,}{loss:12.4f}{perplexity:12.2f}{accuracy:>12s}")
     print(f"pruned: {run.prune:.2%} requested, {summary['obtained_prune']:.2%} obtained of {run.groups.total:,} parameters")
+    if summary["by_format"]:
+        print("perplexity by format:", ", ".join(f"{name} {math.exp(min(loss, 700)):.2f}"
+                                                 for name, loss in summary["by_format"].items()))
     if summary["retained"]:
         print(f"retained: {summary['retained']:.1%}, the perplexity of dense over that of pruned")
     elif run.prune:
