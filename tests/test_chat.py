@@ -1,5 +1,6 @@
 """Chats as their templates lay them out, worked by hand and against transformers; the loop of llama.py --chat."""
 import io
+import os
 import sys
 
 import pytest
@@ -108,6 +109,15 @@ def test_a_template_of_its_own_file_or_name_or_none(chat_tokenizer, tmp_path, mo
 def test_a_template_that_fails_is_named_and_the_chat(chat_tokenizer, template, says):
     with pytest.raises(InputError, match=f"made: its chat template fails on the chat about 'Hi' .*{says}"):
         data.encode([chat(HI, HELLO, SYSTEM, HI, HELLO)], chat_tokenizer(template))
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_pipe_is_no_template(tokenizer_file, tmp_path, name):
+    """It would be waited for without end."""
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_file.read_bytes())
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="not a regular file"):
+        data.encode([chat(HI, HELLO)], data.Tokenizer(tmp_path))
 
 
 @pytest.mark.parametrize("template", [CHATML, None])
