@@ -1,11 +1,17 @@
 """Every format's records against examples written out by hand; what is bad is named by file and place."""
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import command
 
 from data import Example, InputError
 from scripts import prepare
+
+ROOT = Path(prepare.__file__).parent.parent
 
 SYSTEM, HI, HELLO = ("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello!")
 MORE, BYE = ("user", "Anything else?"), ("assistant", "No.")
@@ -174,3 +180,12 @@ def test_a_bad_record_is_named_by_its_line(tmp_path, monkeypatch, capsys, line, 
     assert command(monkeypatch, good, bad, main=prepare.main) == 2
     out, error = capsys.readouterr()
     assert out == "" and f"{bad}, line 3: " in error and says in error and error.count("\n") == 1
+
+
+def test_it_is_found_from_another_directory_whatever_else_has_its_name(tmp_path):
+    for other in (tmp_path / "scripts", tmp_path / "site/scripts"):
+        other.mkdir(parents=True)
+        (other / "__init__.py").touch()
+    ran = subprocess.run([sys.executable, ROOT / "train.py", "--data", "missing.jsonl"], capture_output=True, text=True,
+                         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")})
+    assert ran.returncode == 2 and ran.stderr.startswith("error: missing.jsonl: cannot be read"), ran.stderr
