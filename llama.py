@@ -271,7 +271,7 @@ def find(path: Path) -> Path:
             return path / part
     hint = "python train.py --resume finishes a run" if (path / "ckpt.pt").exists() else (
         "hf download gets one from the hub; scripts/convert_hf.py makes it ours, scripts/from_gguf.py a GGUF")
-    raise InputError(f"{path}: no model directory, it has no params.json; {hint}")
+    raise InputError(f"{path}: {'has no params.json' if path.exists() else 'no such directory'}; {hint}")
 
 @torch.no_grad()
 def load(directory: str | Path, dtype=None, device="cpu", sharded=False) -> Llama:

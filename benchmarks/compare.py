@@ -28,6 +28,7 @@ import data  # noqa: E402
 import llama  # noqa: E402
 import train  # noqa: E402
 from data import InputError  # noqa: E402
+from scripts import prepare  # noqa: E402
 
 DECIDED_FIRST = ["taylor", "two-stage", "activation", "magnitude", "random"]
 METHODS = {"atp": {}, **{name: {"decisions": name} for name in DECIDED_FIRST},
@@ -277,7 +278,7 @@ def read_results(path: Path) -> list[dict]:
         return record
 
     empty = not path.exists() or (path.is_file() and path.stat().st_size == 0)
-    return [] if empty else data.read(path, result)
+    return [] if empty else prepare.read(path, result)
 
 
 # ------------------------------------------------------------------------------------------------- the table
