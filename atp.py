@@ -19,9 +19,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from data import InputError, add_up, first_process_says
-from llama import LayerSize, Llama, LlamaConfig
-from lora import Mask, whole
+from data import InputError, first_process_says
+from llama import LayerSize, LlamaConfig
+from lora import Mask
 
 SPACES = {"dims": ("qk", "vo", "ffn"),  # head dimensions, alike in all heads of a layer (the paper's space)
           "heads": ("head", "ffn")}     # whole heads (what existing engines run)
@@ -267,6 +267,14 @@ def clip_gradients(parameters, bound: float) -> float:
         raise InputError("a gradient is not finite; the last checkpoint stays. Lower --lr or --generator-lr")
     return norm
 
+def log_saliency(groups: Groups, gradient: Tensor) -> Tensor:
+    """Taylor saliency [G] of |gradient| [G] in decisions of 1: its log per parameter, less its kind's mean.
+    First order cannot weigh a whole head against a unit 100 times smaller, so all kinds start alike."""
+    score = gradient / groups.cost
+    log = (score + 1e-6 * score.mean()).clamp(min=1e-30).log()
+    means = torch.stack([log[groups.kind == kind].mean() for kind in groups.kind.unique()])
+    return log - means[groups.kind]
+
 # ------------------------------------------------------------------------------------------ the regularizers
 def budget_term(kept: Tensor, keep: float) -> Tensor:
     """R = log(max(kept, keep) / min(kept, keep)), of fractions: zero on the budget, steep on either side."""
@@ -290,53 +298,3 @@ def proximal_lasso(layers, groups: Groups, d: Tensor, step: float) -> None:
     for rows, removed in removed_lora(layers, groups, d):
         shrink = 1 - step * removed / rows.norm(dim=1).clamp(min=1e-12)
         rows.mul_(shrink.clamp_(min=0)[:, None])
-
-# ---------------------------------------------------- saliency: the warm start, and methods that decide first
-def log_saliency(groups: Groups, gradient: Tensor) -> Tensor:
-    """Taylor saliency [G] of |gradient| [G] in decisions of 1: its log per parameter, less its kind's mean.
-    First order cannot weigh a whole head against a unit 100 times smaller, so all kinds start alike."""
-    score = gradient / groups.cost
-    log = (score + 1e-6 * score.mean()).clamp(min=1e-30).log()
-    means = torch.stack([log[groups.kind == kind].mean() for kind in groups.kind.unique()])
-    return log - means[groups.kind]
-
-def taylor(model: Llama, groups: Groups, batches) -> Tensor:
-    """|dL / d mask|, mean over batches: |sum of w * g| over the group (LLM-Pruner, arXiv 2305.11627)."""
-    d, total = torch.ones_like(groups.cost, dtype=torch.float32, requires_grad=True), 0
-    for tokens, targets, n in batches:
-        loss = model.nll(tokens, targets, groups.masks(d, False, model.norm.weight.dtype)) / n.clamp(min=1)
-        total += add_up([*torch.autograd.grad(loss, d)])[0].abs() / len(batches)
-    return log_saliency(groups, total)
-
-@torch.no_grad()
-def magnitude(model: Llama, groups: Groups, batches, inputs: dict | None = None) -> Tensor:
-    """Root mean square of a group's weights, relative to that of its kind in its layer; with `inputs`
-    {linear: sums of squares of what goes in [in]}, of |w| times the norm of its input."""
-    squares = torch.zeros(len(groups), device=groups.cost.device)
-    for block, axes in zip(model.layers, groups.axes):
-        for (weight, axis), (group, _) in axes.items():
-            linear = block.linears()[weight]
-            of_weights = whole(linear.weight).float().square() * (inputs[linear] if inputs else 1)
-            squares.index_add_(0, group, of_weights.sum(1 - axis))
-    segments = (squares / groups.cost).sqrt().split([n for *_, n in groups.segments])
-    return torch.cat([segment / segment.mean() for segment in segments])
-
-@torch.no_grad()
-def activation(model: Llama, groups: Groups, batches) -> Tensor:
-    """Magnitude of weights and their inputs (Wanda, arXiv 2306.11695; FLAP, 2312.11983)."""
-    squares = dict.fromkeys(model.linears(), 0)
-
-    def add(linear, inputs, output):
-        squares[linear] += inputs[0].float().square().flatten(0, -2).sum(0)
-    hooks = [linear.register_forward_hook(add) for linear in squares]
-    for tokens, *_ in batches:
-        model.hidden(tokens)
-    for hook in hooks:
-        hook.remove()
-    return magnitude(model, groups, batches, dict(zip(squares, add_up([*squares.values()]))))
-
-def random(model: Llama, groups: Groups, batches) -> Tensor:
-    return torch.rand(len(groups)).to(groups.cost.device)
-
-# Scores [G] of the pretrained model. A batch: tokens, targets, how many of these count in all processes.
-CRITERIA = {"taylor": taylor, "magnitude": magnitude, "activation": activation, "random": random}

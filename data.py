@@ -170,7 +170,7 @@ class Example(typing.NamedTuple):
     chat: tuple[tuple[str, str], ...] = ()  # (role, text) of all its turns up to the answer, and with it
     format: str = "text"           # a key of FORMATS in scripts/prepare.py
 
-def split(examples: list[Example], fraction: float) -> dict[str, list[Example]]:
+def split(examples: list[Example], fraction: float = 0.05) -> dict[str, list[Example]]:
     """Examples to validation, decision and train; the first two get about `fraction` each. A hash of the
     prompt or text alone says where one goes, and in which order: equal questions are never on both sides."""
     keyed = sorted((hashlib.sha256((e.prompt or e.answer).strip().encode()).hexdigest(), e) for e in examples)
@@ -237,10 +237,10 @@ class Data(typing.NamedTuple):
     validation: Rows
     questions: list[Example]  # of the validation split: choices, and answers short enough to be right
 
-def load(paths, tokenizer: Tokenizer, seq_len: int, answer_only=False, fraction=0.05) -> Data:
+def load(paths, tokenizer: Tokenizer, seq_len: int, answer_only=False) -> Data:
     """Reads, splits, tokenizes and packs data files. Raises InputError."""
     from scripts.prepare import read
-    parts = split([example for path in paths for example in read(path)], fraction)
+    parts = split([example for path in paths for example in read(path)])
     if not all(parts.values()):
         raise InputError(f"{', '.join(map(str, paths))}: too few different records, a split of them is empty")
     documents = {name: encode(part, tokenizer) for name, part in parts.items()}

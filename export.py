@@ -6,7 +6,7 @@
 The result is a model directory for `llama.py`. Before it gets its name it is loaded back, and its logits on
 validation rows are compared with the pruned forward's.
 """
-import os, resource, subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import data, llama
 from atp import ROWS, Groups, pruned_size
-from data import InputError, Tokenizer, wait_for_all
+from data import InputError, wait_for_all
 from llama import Llama
 from lora import whole
 
@@ -94,33 +94,6 @@ def validation_loss(model: Llama, rows: data.Rows, batch_size: int, masks=None) 
         tokens, targets = (t.to(model.norm.weight.device) for t in rows.at(slice(i, i + batch_size)))
         total += model.nll(tokens, targets, masks).item()
     return total / max(1, int((rows.targets != data.IGNORE).sum()))
-
-@torch.no_grad()
-@torch.compiler.set_stance("force_eager")
-def answer_score(model: Llama, tokenizer: Tokenizer, example: data.Example, seq_len: int, masks=None):
-    """Mean log-likelihood in nats of the answer's tokens and EOS, and whether greedy decoding gives them; a
-    long prompt loses its beginning, so that both fit in `seq_len`."""
-    before, ids = data.last_answer(*data.encode([example], tokenizer)[0])
-    row = torch.tensor((before + ids)[-seq_len - 1:], device=model.norm.weight.device)
-    n = min(len(ids), len(row) - 1)
-    logp = model(row[None, :-1], masks)[0, -n:].log_softmax(-1)  # n V
-    return logp.gather(1, row[-n:, None]).mean().item(), bool((logp.argmax(-1) == row[-n:]).all())
-
-def answer_accuracy(model: Llama, tokenizer: Tokenizer, questions, seq_len: int, masks=None) -> float | None:
-    """Fraction of questions whose likeliest option is the true one, or whose answer greedy decoding gives."""
-    right = 0
-    for question in questions:
-        answers = [question._replace(answer=option) for option in question.options] or [question]
-        scores = [answer_score(model, tokenizer, answer, seq_len, masks) for answer in answers]
-        best = scores.index(max(scores))
-        right += answers[best] == question if question.options else scores[best][1]
-    return right / len(questions) if questions else None
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or that the process took otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 def main() -> None:
     parser = data.Parser(description="Export the pruned model of a run.")

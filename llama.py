@@ -269,12 +269,9 @@ def find(path: Path) -> Path:
     for part in (".", "pruned", "original"):
         if (path / part / "params.json").exists():
             return path / part
-    for sign, hint in {"ckpt.pt": "python train.py --resume {0} first, the run is not finished",
-                       "config.json": "python scripts/convert_hf.py {0} models/{1} makes one of it",
-                       "": "python scripts/from_gguf.py {0} models/{1} makes one of a GGUF file"}.items():
-        if (path / sign).exists() and (sign or path.is_file()):
-            raise InputError(f"{path}: no model directory; " + hint.format(path, path.stem))
-    raise InputError(f"{path}: no model directory (params.json); hf download gets one from the hub")
+    hint = "python train.py --resume finishes a run" if (path / "ckpt.pt").exists() else (
+        "hf download gets one from the hub; scripts/convert_hf.py makes it ours, scripts/from_gguf.py a GGUF")
+    raise InputError(f"{path}: no model directory, it has no params.json; {hint}")
 
 @torch.no_grad()
 def load(directory: str | Path, dtype=None, device="cpu", sharded=False) -> Llama:

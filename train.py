@@ -14,9 +14,11 @@ from torch import Tensor
 
 import atp, data, export, llama
 from data import InputError
-from export import answer_accuracy, peak_memory, validation_loss
+from export import validation_loss
+from scripts import screen
+from scripts.measures import answer_accuracy, loss_by_format, peak_memory
 
-VERSION, RUN_FILES = 3, ("ckpt.pt", "log.jsonl", "summary.json", "pruned", "dense")  # what a run writes
+VERSION, RUN_FILES = 3, ("ckpt.pt", "log.jsonl", "summary.json", "pruned", "dense", "report.html")
 PLAIN = ("step", "seconds", "log", "base")  # a run's attributes that a checkpoint holds as they are
 MEASURED = ("params", "val_loss", "accuracy")  # what the summary says of each model
 CALIBRATION, CLIP, WEIGHT_DECAY, WARMUP = 4, 1.0, 0.01, 0.03  # batches for criteria; LoRA's constants
@@ -39,7 +41,7 @@ class Config:
     round_to: int = option(1, "keep dimensions and FFN units in multiples of this, 1 or even", 1)
     dense: bool = option(False, "also tune without pruning, to see what that costs (base/: always)")
     decisions: str = option("atp", "learned while tuning (atp) or before (two-stage); by a criterion; none",
-                            choices=["atp", "two-stage", *atp.CRITERIA, "none"])
+                            choices="atp two-stage taylor magnitude activation random none".split())
     slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
     steps: int = option(300, "LoRA steps", 1, part="LoRA")
     batch_size: int = option(8, "rows of one forward pass", 1)
@@ -110,13 +112,7 @@ def parse_arguments() -> tuple[dict, Path | None, bool]:
 def tune(run: "Run", out: Path) -> None:
     """ATP's one-stage loop, from `run.step` to the last one, or until it is asked to stop (`run.stop`)."""
     config, terms, lasted = run.config, {}, []
-    if not run.decisions.frozen:
-        print("loss in nats a token; flips: fraction of the decisions that changed; budget: of the prunable "
-              "parameters kept;\ngrad_norm: LoRA's gradient before clipping; lr: the learning rate")
-    elif run.prune:
-        show_cut(run)
-    if config.compile and run.step < run.steps:
-        print("compiling: some steps, the first and those after the cut, take minutes", flush=True)
+    screen.begins(run)
     while run.step < run.steps and not run.stop:
         # learn
         phase, before = "tune" if run.decisions.frozen else "search", sum(run.seconds.values())
@@ -129,7 +125,8 @@ def tune(run: "Run", out: Path) -> None:
             terms["val_loss"] = run.timed("evaluation", lambda: validation_loss(
                 run.model, run.rows.validation, config.batch_size, run.masks()))
         # log
-        if milestone or run.step % config.log_every == 0:
+        often = phase == "search" and max(3, run.decisions.search_steps // 8)
+        if milestone or run.step % min(config.log_every, often or config.log_every) == 0:
             if phase == "search":
                 terms["budget"] = run.groups.kept(run.decisions.d) / run.groups.total
             shown = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
@@ -141,27 +138,18 @@ def tune(run: "Run", out: Path) -> None:
             run.log.append({"step": run.step, "phase": phase} | terms | kept | {"tokens_per_second": speed})
             terms, lasted = {}, []
         if frozen:
-            show_cut(run)
+            screen.cut(run)
         # save; all processes stop at the same step, or none
         run.stop = bool(data.add_up([torch.tensor([float(run.stop)], device=run.device)])[0])
         if (milestone or run.stop) and data.RANK == 0:
             save(run, out)
-
-def show_cut(run: "Run") -> None:
-    """Parameters before and after the cut, and for every kind a bar for each layer: how many groups stay."""
-    all_on, d = torch.ones_like(run.decisions.d), run.decisions.d
-    left = run.base["params"] - run.groups.total + run.groups.kept(d)
-    print(f"cut: {run.base['params']:,} to {left:,} parameters; what stays of each layer, first to last:")
-    kinds = zip(atp.SPACES[run.config.space], zip(*run.groups.sizes(all_on)), zip(*run.groups.sizes(d)))
-    for kind, all_of_it, stay in kinds:
-        bars = "".join("▁▂▃▄▅▆▇█"[7 * n // of] for n, of in zip(stay, all_of_it))
-        print(f"  {kind:5s}{bars}  {sum(stay) / sum(all_of_it):.0%}", flush=True)
 
 class Run:
     """All that changes while training, and the steps that change it."""
 
     def __init__(self, config: Config, model: llama.Llama, rows: data.Data):
         self.config, self.model, self.rows = config, model, rows
+        config.lr = config.lr or min(5e-3, 1.28 / model.config.dim)
         self.device, self.dtype = model.norm.weight.device, model.norm.weight.dtype
         self.step, self.cut, self.stop, self.log, self.base = 0, False, False, [], {}
         self.seconds = {"search": 0.0, "tune": 0.0, "evaluation": 0.0}
@@ -256,7 +244,8 @@ class Run:
 
     def decide_first(self) -> None:
         """Decides before the first step, for methods that do not learn decisions."""
-        criterion, d = atp.CRITERIA.get(self.config.decisions), self.decisions.d
+        from scripts.criteria import CRITERIA  # the method itself needs none
+        criterion, d = CRITERIA.get(self.config.decisions), self.decisions.d
         if criterion:
             batches = [self.batch(self.rows.decision, i, self.config.seed) for i in range(CALIBRATION)]
             d = self.groups.decide(criterion(self.model, self.groups, batches), 1 - self.prune)
@@ -335,14 +324,13 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # which "cuda" means from here on
     device, base, files = data.find_device(config.device), Path(config.model), ", ".join(config.data)
+    if config.shard and data.PROCESSES == 1:
+        raise InputError("--shard needs several processes: torchrun --nproc_per_node=GPUS train.py ...")
     if data.PROCESSES > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         sys.stdout = open(os.devnull, "w") if data.RANK else sys.stdout
-    elif config.shard:
-        raise InputError("--shard needs several processes: torchrun --nproc_per_node=GPUS train.py ...")
     tokenizer, shape = data.Tokenizer(base), llama.LlamaConfig.read(base / "params.json")
     tokenizer.check(shape.vocab_size)
-    config.lr = config.lr or min(5e-3, 1.28 / shape.dim)
     weights = llama.open_shards(base)[0]
     if config.dtype == "auto":  # a CPU's pays for wide models that are stored in it
         stored = shape.dim >= 512 and all(weight.dtype == torch.bfloat16 for weight in weights.values())
@@ -360,19 +348,12 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
     run.base = {"params": 0, "val_loss": 0.0, "accuracy": 0.0 if rows.questions else None,
                 "sha256": digest.hexdigest()}
     run.tokenizer = tokenizer
-    sizes = {name: len(getattr(rows, name).tokens) for name in rows._fields[:3]}
-    epochs = config.steps * config.batch_size * config.accumulate / sizes["train"]
-    few = "\nwarning: fewer than 20 rows of validation say little" if sizes["validation"] < 20 else ""
-    print(f"model: {base}, {config.dtype} on {device}; {len(run.groups):,} groups ({config.space}) of "
-          f"{run.groups.total:,} parameters; learning rate {config.lr:.2g}\ndata: {files}; rows:",
-          ", ".join(f"{n:,} {name}" for name, n in sizes.items()) + f"; {epochs:.2g} epochs{few}")
     if saved:
         run.load_state(saved)
     run.base |= {} if saved else measure(run, run.model)  # LoRA adds nothing yet
-    params, loss = run.base["params"], run.base["val_loss"]
-    if not math.isfinite(loss):
+    if not math.isfinite(run.base["val_loss"]):
         raise InputError(f"{base}: its loss is not finite; the weights are damaged, or need --dtype float32")
-    print(f"base: {params:,} parameters, validation loss {loss:.4f}\nstep {run.step}/{run.steps}", flush=True)
+    screen.opened(run)
     return run
 
 def open_saved(out: Path, dtype: str | None = None, steps: int | None = None) -> Run:
@@ -401,7 +382,7 @@ def start(config: Config, out: Path, replace: bool) -> Run:
         run.lock = data.lock(out)
         claim(out, config, replace)  # another process may have come first
         save(run, out)  # from now on it can be resumed, and has replaced the run before
-        for name in ("log.jsonl", "summary.json", "dense/ckpt.pt"):  # `pruned` is replaced by a new one
+        for name in ("log.jsonl", "summary.json", "report.html", "dense/ckpt.pt"):  # `pruned` is replaced
             (out / name).unlink(missing_ok=True)
     return run
 
@@ -427,12 +408,13 @@ def work(run: Run, out: Path, whole: Path) -> dict:
     return finish(run, out)
 
 def finish(run: Run, out: Path) -> dict:
-    """Exports, measures the exported model, tunes without pruning if asked to; returns what summary.json has."""
+    """Exports, measures, tunes without pruning if asked to; writes and returns the summary."""
     config, groups, d, name = run.config, run.groups, run.decisions.d, "pruned" if run.prune else "tuned"
     tuned = run.timed("evaluation", lambda: measure(run, run.model, run.masks()))
     difference = run.export(out / "pruned")
-    exported = run.timed("evaluation", lambda: measure(run, llama.load(
-        out / "pruned", run.dtype, run.device, config.shard)))
+    model = llama.load(out / "pruned", run.dtype, run.device, config.shard)
+    exported, by_format = run.timed("evaluation", lambda: (measure(run, model), loss_by_format(run, model)))
+    del model
     rows, memory = {"base": run.base, name: tuned, "exported": exported}, peak_memory(run.device)
     seconds, retained = dict(run.seconds), None
     if config.dense and run.prune:
@@ -445,40 +427,21 @@ def finish(run: Run, out: Path) -> dict:
                "versions": {"python": platform.python_version(), "torch": torch.__version__},
                "requested_prune": run.prune, "obtained_prune": 1 - groups.kept(d) / groups.total,
                "prunable": {"base": groups.total, "kept": groups.kept(d)}, "retained": retained,
-               "max_logit_diff": difference, "kinds": atp.SPACES[config.space], "groups": sizes,
-               "seconds": seconds, "peak_memory_bytes": memory}
+               "max_logit_diff": difference, "by_format": by_format, "seconds": seconds,
+               "kinds": atp.SPACES[config.space], "groups": sizes, "peak_memory_bytes": memory}
     summary |= {key: {name: row[key] for name, row in rows.items()} for key in MEASURED}
     if data.RANK == 0:
         data.write_json(out / "summary.json", summary)
     return summary
 
 def tune_dense(config: Config, out: Path) -> dict:
-    """The same tuning without pruning, a run of its own in out/dense that is resumed like any; its summary."""
+    """The same tuning without pruning, a run of its own in out/dense, resumed like any; its summary."""
     print("\nfor comparison, the same without pruning:")
     own, dense = dataclasses.replace(config, decisions="none", log_every=config.eval_every), out / "dense"
     going = (dense / "ckpt.pt").exists()
     data.wait_for_all()  # before one of them makes it
     run = open_saved(dense, steps=config.steps) if going else start(own, dense, replace=True)
     return work(run, dense, out)
-
-def show(summary: dict, run: Run, out: Path) -> None:
-    """The table, and the commands to type next."""
-    print(f"\n{'':8s}{'parameters':>14s}{'val loss':>12s}{'val ppl':>12s}{'accuracy':>12s}")
-    for name, loss in summary["val_loss"].items():
-        accuracy = summary["accuracy"][name]
-        accuracy = "-" if accuracy is None else f"{accuracy:.1%}"
-        print(f"{name:8s}{summary['params'][name]:14,}{loss:12.4f}{math.exp(min(loss, 700)):12.2f}{accuracy:>12s}")
-    print(f"pruned: {run.prune:.2%} requested, {summary['obtained_prune']:.2%} obtained of {run.groups.total:,} "
-          f"parameters\n" + (f"retained: {summary['retained']:.1%}, the perplexity of dense over that of pruned"
-          if summary["retained"] else "what pruning cost: the same command with --dense says it"))
-    pruned, exported = list(summary["val_loss"].values())[-2:]
-    opening = " ".join(run.tokenizer.decode(run.rows.validation.tokens[0, 1:16].tolist()).split()[:4])
-    print(f"export: rounding moves logits by at most {summary['max_logit_diff']:.1e}, the loss by "
-          f"{abs(exported - pruned):.1e}\n{sum(summary['seconds'].values()) / 60:.1f} minutes, peak memory "
-          f"{summary['peak_memory_bytes'] / 2**30:.2f} GB; more in {out / 'summary.json'}\n\n"
-          f"next: python llama.py {out} --prompt {shlex.quote(opening)}\n"
-          f"      python scripts/report.py {out}          # curves, what was pruned, samples, as a page\n"
-          f"      python export.py {out} --hf {out}-hf    # for Hugging Face transformers")
 
 def claim(out: Path, config: Config, replace: bool) -> None:
     """Raises InputError if `out` holds a run that may not be replaced, or if the new one reads from it."""
@@ -501,7 +464,7 @@ def main() -> None:
         config = Config(**given)
         out = Path(config.out or Path("out") / Path(config.data[0]).stem)
         run = start(config, out, overwrite)
-    show(work(run, out, out), run, out)
+    screen.finished(work(run, out, out), run, out)
     if data.PROCESSES > 1:
         torch.distributed.destroy_process_group()
         sys.stdout.flush()

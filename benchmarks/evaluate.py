@@ -19,11 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
-import export  # noqa: E402
 import llama  # noqa: E402
 import train  # noqa: E402
 from data import InputError  # noqa: E402
-from scripts import prepare  # noqa: E402
+from scripts import measures, prepare  # noqa: E402
 
 
 def macro_f1(truth: list, said: list) -> float:
@@ -64,7 +63,7 @@ def f1(hits: int, wanted: int, said: int) -> float:
 def choices(model, tokenizer, examples, seq_len, tell) -> dict:
     truth, said = [], []
     for i, example in enumerate(examples):
-        scores = [export.answer_score(model, tokenizer, example._replace(answer=option), seq_len)
+        scores = [measures.answer_score(model, tokenizer, example._replace(answer=option), seq_len)
                   for option in example.options]
         said.append(scores.index(max(scores)))
         truth.append(example.options.index(example.answer))

@@ -1,1 +1,1 @@
-"""A package, so that no other one of this name, in some environment, is found in its place."""
+"""What is around the six files. A package, so that no other one of this name is found in its place."""

@@ -34,7 +34,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TEXTS, QUESTIONS = 1000, 1600  # records of legal.jsonl
+TEXTS, QUESTIONS = 800, {"clause": 700, "party": 500, "yes or no": 500, "amount": 500}  # records of legal.jsonl
 
 
 # -------------------------------------------------------------------------------------------------------- the grammar
@@ -303,11 +303,11 @@ def make_english(part: int, count: int) -> list[str]:
     return [record["text"] for record in collect(english, random.Random(f"english {part}"), count)]
 
 
-def make_legal(texts: int = TEXTS, questions: int = QUESTIONS) -> list[dict]:
+def make_legal() -> list[dict]:
     rng = random.Random("legal")
-    records = collect(legal_text, rng, texts)
-    for wanted in ("clause", "party", "yes or no", "amount"):
-        records += collect(lambda rng: legal_question(rng, wanted), rng, questions // 4)
+    records = collect(legal_text, rng, TEXTS)
+    for wanted, count in QUESTIONS.items():
+        records += collect(lambda rng: legal_question(rng, wanted), rng, count)
     rng.shuffle(records)
     return records
 

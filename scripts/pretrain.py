@@ -7,7 +7,6 @@ The text is made as it is read (make_corpora.py), and no part of it comes twice.
 OUT/pretrain.pt every 200 steps: the same command goes on from there, and removes it at the end. Deterministic
 on one machine with one number of threads.
 """
-import argparse
 import math
 import sys
 import time

@@ -276,7 +276,7 @@ def samples(run: Finished) -> str:
     dtype = torch.bfloat16 if config["dtype"] == "bfloat16" else torch.float32
     try:
         examples = [example for path in config["data"] for example in read(path)]
-        given = openings(data.split(examples, 0.05)["validation"])  # the split of data.load
+        given = openings(data.split(examples)["validation"])
     except InputError as error:
         return f"<p>None, as the data cannot be read. {escape(error)}</p>"
     for name, directory in models.items():

@@ -11,6 +11,7 @@ import atp
 from atp import Decisions, Generator, Groups
 from data import IGNORE, InputError
 from llama import LayerSize, LlamaConfig
+from scripts import criteria
 
 SMALL = LlamaConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=320, multiple_of=8)
 # One layer of five groups: two heads of 4 * 8 parameters each, three FFN units of 4 * 3; 100 in all.
@@ -414,9 +415,9 @@ def test_taylor_saliency_is_the_gradient_of_the_mask():
     tokens, targets = random_tokens(2, 9), random_tokens(2, 9, seed=1)
     targets[0, :3] = IGNORE
     count, empty = (targets != IGNORE).sum(), torch.full_like(targets, IGNORE)
-    nothing = atp.taylor(model, groups, [(tokens, empty, torch.tensor(1))])
+    nothing = criteria.taylor(model, groups, [(tokens, empty, torch.tensor(1))])
     assert nothing.abs().max() < 1e-3  # no logarithm of zero
-    saliency, expected = atp.taylor(model, groups, [(tokens, targets, count)]), []
+    saliency, expected = criteria.taylor(model, groups, [(tokens, targets, count)]), []
     for group in range(len(groups)):  # against a central difference
         losses = []
         for change in (1e-2, -1e-2):
@@ -444,7 +445,7 @@ def test_magnitude_and_activation_saliency_against_loops(space):
         for name, linear in block.linears().items():
             linear.register_forward_hook(keep_norm((layer, name)))
     model(tokens)
-    for criterion in (atp.magnitude, atp.activation):
+    for criterion in (criteria.magnitude, criteria.activation):
         expected = []
         for layer, kind, _, n in groups.segments:
             sizes = []
@@ -452,7 +453,7 @@ def test_magnitude_and_activation_saliency_against_loops(space):
                 total, cost = 0.0, 0
                 for name, axis, index in owned(kind, i):
                     weight = model.layers[layer].linears()[name].weight
-                    weight = weight * norms[layer, name] if criterion is atp.activation else weight
+                    weight = weight * norms[layer, name] if criterion is criteria.activation else weight
                     total += float(weight.select(axis, index).square().sum())
                     cost += weight.shape[1 - axis]
                 sizes.append(math.sqrt(total / cost))

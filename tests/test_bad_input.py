@@ -23,7 +23,7 @@ import export
 import llama
 import train
 from data import InputError
-from scripts import convert_hf, from_gguf, prepare, to_gguf
+from scripts import convert_hf, from_gguf, measures, prepare, to_gguf
 
 
 class Bomb:
@@ -791,4 +791,4 @@ def test_fuzz(request, monkeypatch, inputs, capfd, kind, package, at_a_time, cas
         assert statuses[-1] == 0 or {*os.listdir(folder)} <= KNOWN, (i, os.listdir(folder))
         shutil.rmtree(folder)
     signal.signal(signal.SIGALRM, before)
-    assert {*statuses} == {0, 2} and export.peak_memory(torch.device("cpu")) < 4e9
+    assert {*statuses} == {0, 2} and measures.peak_memory(torch.device("cpu")) < 4e9

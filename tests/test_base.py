@@ -52,10 +52,15 @@ def test_every_record_of_legal_jsonl_is_text_or_a_question_with_its_answer():
     assert len(examples) == len(records) and sum("text" in record for record in records) == make_corpora.TEXTS
     assert all(example.answer in example.options for example in questions)
     assert all(question.prompt.endswith("?\nAnswer:") for question in questions)
-    amounts = [question for question in questions if len(question.options) == 3]
-    assert len(amounts) > 200 and all(question.answer in question.prompt for question in amounts)
-    yes = [question.answer for question in questions if question.options == ("Yes", "No")]
-    assert len(yes) > 200 and 0.4 < yes.count("Yes") / len(yes) < 0.6
+    by_kind = {"clause": [], "amount": [], "yes or no": [], "party": []}
+    for question in questions:
+        of_two = "yes or no" if question.options[0] == "Yes" else "party"
+        by_kind[{4: "clause", 3: "amount"}.get(len(question.options), of_two)].append(question)
+    assert {kind: len(found) for kind, found in by_kind.items()} == make_corpora.QUESTIONS
+    in_text = by_kind["amount"] + by_kind["party"]
+    assert all(question.answer.removeprefix("the ") in question.prompt for question in in_text)
+    yes = [question.answer for question in by_kind["yes or no"]]
+    assert 0.4 < yes.count("Yes") / len(yes) < 0.6
 
 
 def long_sentences(texts):

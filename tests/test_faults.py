@@ -136,8 +136,8 @@ def test_random_kills(base, tmp_path, request, monkeypatch):
 
 
 def test_random_kills_of_two_processes_on_one_directory(base, tmp_path, request, monkeypatch):
-    """Both are new runs that may replace what is there, or go on with it; whatever comes, a checkpoint that is
-    there can be resumed to the end, and a foreign file stays."""
+    """Both are new runs that may replace what is there, or one goes on with it: whatever comes, the checkpoint
+    that is there can be resumed to the end, and a foreign file stays."""
     options, reference, seconds = base
     rng, counts = random.Random(1), {"finished": 0, "refused": 0, "killed": 0}
     for i in range(50 if request.config.getoption("--long") else 1):
@@ -145,20 +145,23 @@ def test_random_kills_of_two_processes_on_one_directory(base, tmp_path, request,
         (run / "pruned").mkdir(parents=True)
         for name in ("notes.txt", "pruned/notes.txt", "ckpt.pt.tmp"):
             (run / name).write_text("years of work")
-        processes, begin = [], time.monotonic()
-        for _ in range(2):
-            resumes = (run / "ckpt.pt").exists() and rng.random() < 0.5
-            arguments = ["--resume", run] if resumes else [*options, "--out", run, "--overwrite"]
-            processes.append((start(*arguments), time.monotonic() + rng.uniform(0, 4 + 2 * seconds)))
-            time.sleep(rng.choice([0, 0, rng.uniform(0, 3 + seconds)]))
-        for process, until in sorted(processes, key=lambda pair: pair[1]):
+        begin = time.monotonic()
+        first = start(*options, "--out", run, "--overwrite")
+        if rng.random() < 0.5:  # the second comes when there is something already, or both begin at once
+            while not (run / "ckpt.pt").exists() and first.poll() is None:
+                time.sleep(0.001)
+        resumes = (run / "ckpt.pt").exists() and rng.random() < 0.7
+        second = start(*(["--resume", run] if resumes else [*options, "--out", run, "--overwrite"]))
+        while not (run / "ckpt.pt").exists() and None in (first.poll(), second.poll()):
+            time.sleep(0.001)
+        scale = time.monotonic() - begin + 2 * seconds  # about as long as both take
+        ends = [(time.monotonic() + rng.uniform(0, scale), process) for process in (first, second)]
+        for until, process in sorted(ends, key=lambda end: end[0]):
             status = when(process, lambda: time.monotonic() > until, process.kill)
             assert status in (0, 2, -signal.SIGKILL), status
             counts["killed" if status < 0 else "refused" if status else "finished"] += 1
-        resumed = (run / "ckpt.pt").exists()
-        arguments = ["--resume", run] if resumed else [*options, "--out", run, "--overwrite"]
-        assert command(monkeypatch, *arguments) == 0
+        assert command(monkeypatch, "--resume", run) == 0
         assert_same_run(run, reference)
         for name in ("notes.txt", "pruned/notes.txt", "ckpt.pt.tmp"):
             assert (run / name).read_text() == "years of work"
-        print(f"schedule {i}: {time.monotonic() - begin:.1f} s, {'resumed' if resumed else 'begun anew'}, {counts}")
+        print(f"schedule {i}: {time.monotonic() - begin:.1f} s; so far {counts}")

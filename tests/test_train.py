@@ -17,6 +17,7 @@ import data
 import export
 import llama
 import train
+from scripts.criteria import CRITERIA
 
 long = pytest.mark.long
 
@@ -133,7 +134,7 @@ def test_a_run_that_ends_between_checkpoint_and_log_loses_neither(monkeypatch, o
 
 # ----------------------------------------------------------------------------------------- the players' steps
 
-@pytest.mark.parametrize("decisions", ["atp", "two-stage", *atp.CRITERIA, "none"])
+@pytest.mark.parametrize("decisions", ["atp", "two-stage", *CRITERIA, "none"])
 def test_methods_differ_in_their_decisions_alone(model_dir, data_file, tokenizer, decisions):
     """Criteria, and no decisions, are cut before the first step; two-stage learns without LoRA first; LoRA
     learns alike in all."""
@@ -351,7 +352,7 @@ def test_a_step_that_compiles_does_not_count_in_the_time_left(monkeypatch, optio
 
     monkeypatch.setattr(train.Run, "advance", slow_once)
     assert command(monkeypatch, *options, "--eval-every", 100, "--log-every", 5) == 0
-    left = re.search(r"step +5/16 .* ([0-9.]+) min left", capsys.readouterr().out)
+    left = re.search(r"step +3/16 .* ([0-9.]+) min left", capsys.readouterr().out)
     assert float(left[1]) < 0.2
 
 
