@@ -109,6 +109,8 @@ def test_a_tokenizer_json_worked_by_hand(json_tokenizer, tokenizer_file):
     tokenizer = data.Tokenizer(json_tokenizer)
     assert (tokenizer.kind, tokenizer.size, tokenizer.space) == ("json", 260, " ")
     assert (tokenizer.bos, tokenizer.eos, tokenizer.stop) == (257, 258, {258, 259})
+    (ids, _), (text, _) = data.encode([Example("the", "a"), Example("", "a")], tokenizer)
+    assert tokenizer.decode(ids[1:-1]) == "the a" and tokenizer.decode(text[1:-1]) == "a"
     the, long = tokenizer.encode(["the", "the lessee shall"])
     assert the[0] == 256 and len(the) == 2 and tokenizer.decode(long) == "the lessee shall"  # nothing cut off
     assert not {257, 258, 259} & set(tokenizer.encode(["<|im_end|>"])[0])  # text cannot forge special tokens

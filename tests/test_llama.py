@@ -1,4 +1,5 @@
 """The model against a naive implementation, the cache against recomputation, loading against saving."""
+import argparse
 import json
 import math
 import subprocess
@@ -182,6 +183,24 @@ def test_generation_samples_among_the_likeliest_and_stops():
     torch.manual_seed(0)
     drawn = {next(llama.generate(model, prompt, 1, temperature=3.0, top_k=4)) for _ in range(60)}
     assert drawn == set(model(torch.tensor([prompt]))[0, -1].topk(4).indices.tolist())
+
+
+def test_a_character_of_several_tokens_is_printed_whole(tokenizer, monkeypatch, capsys):
+    """As soon as it is complete, and what stands before it at once; at the end, half of one is left out."""
+    prompt, new = tokenizer.encode(["day \u00e9"])[0], tokenizer.encode(["\u20ac5\u20ac"])[0][:-1]
+    assert len(new) > 5 and tokenizer.decode(new).endswith("5\ufffd\ufffd")
+    printed = []
+
+    def generate(*_):
+        for token in new:
+            yield token
+            printed.append(capsys.readouterr().out)
+
+    monkeypatch.setattr(llama, "generate", generate)
+    how = argparse.Namespace(max_tokens=9, temperature=0, top_k=0)
+    assert llama.say(None, tokenizer, how, [1, *prompt], prompt, {2}) == new
+    assert "".join(printed) == "day \u00e9 \u20ac5" and printed[0].startswith("day \u00e9")
+    assert all(text in ("", "\u20ac", "5") for text in printed[1:])
 
 
 @pytest.mark.parametrize("tied", [False, True])
