@@ -32,7 +32,6 @@ SPREAD = 2.0  # standard deviation of the logits that the warm start sets
 # ------------------------------------------------------------------------------------------------- the groups
 def group_table(size: LayerSize) -> dict[str, tuple[int, dict[tuple[str, int], Tensor]]]:
     """The groups of one layer: kind -> (how many, {(weight, axis): the group of each index along that axis}).
-
     The first entry of a kind is where a soft decision acts in the pruned forward: once, or 0.5 would be 0.25.
     Query/key dimensions go in rotary pairs, as RoPE mixes the two; heads with the query heads that share one.
     For two heads of 4 dimensions on a KV head, "qk": 2, {("wq", 0): 0 0 1 1 0 0 1 1, ("wk", 0): 0 0 1 1}."""
@@ -57,7 +56,7 @@ class Groups:
     """All groups of a model in one flat order: layer by layer, kind by kind (a *segment*), index by index.
     segments       of each segment (layer, kind, first group, number of groups)
     segment, kind  of each group, [G]: its segment, and its kind's place in SPACES[space]
-    cost [G]       parameters that go with a group, alike in a segment, exact integers; `total` is their sum
+    cost [G]       parameters that go with a group, in rows and columns as long as the model is wide
     axes           of each layer, {(weight, axis): (group of each index, whether soft decisions act here)}
     chunk [G]      groups are kept or removed a chunk at a time. A chunk is `round_to` dimensions or units (or
                    one head) of one segment; if `uniform`, that of all layers: they keep equal sizes"""
@@ -74,7 +73,6 @@ class Groups:
                 n, members = group_table(size)[kind]
                 for i, (where, index) in enumerate(members.items()):
                     self.axes[layer][where] = (index.to(device) + n_groups, i == 0)
-                # Every row and column of a layer's prunable weights is as long as the model is wide.
                 cost = config.dim * sum(torch.bincount(index, minlength=n) for index in members.values())
                 together = {"head": 1, "qk": max(1, round_to // 2)}.get(kind, round_to)
                 first = self.segments[number][2] if uniform and layer else n_groups
@@ -211,8 +209,9 @@ class Decisions:
         logits, T = self.generator(), self.options.temperature
         if self.options.budget == "threshold":
             logits = logits - self.groups.edge(logits, self.keep(step), T)
-        else:  # the paper's
-            logits = logits + gumbel(logits) + OFFSET
+        else:  # the paper's, with Gumbel noise to explore; from the CPU, the same for every device
+            noise = -torch.empty(logits.shape).exponential_().log()
+            logits = logits + noise.to(logits.device) + OFFSET
         p = torch.sigmoid(logits / T)
         return straight_through(p) if self.options.straight_through else p
 
@@ -247,10 +246,6 @@ class Decisions:
 def straight_through(p: Tensor) -> Tensor:
     """1[p > 1/2], with the gradient of p."""
     return (p > 0.5).to(p.dtype) + (p - p.detach())  # in this order, for exact zeros and ones
-
-def gumbel(like: Tensor) -> Tensor:
-    """Standard Gumbel noise, the paper's way to explore; from the CPU, the same for every device."""
-    return -torch.empty(like.shape).exponential_().log().to(like.device)
 
 def adamw(parameters, **options) -> torch.optim.AdamW:
     """AdamW with its state there from the start, so that all checkpoints are alike."""

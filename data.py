@@ -2,7 +2,6 @@
 
 scripts/prepare.py reads records, scripts/chat.py lays out chats. LoRA learns from `train`; criteria, and a
 generator in passes of its own, from `decision` (both are training data); `validation` is only ever measured.
-Try it:  python -m pytest tests/test_data.py
 """
 import argparse, errno, functools, hashlib, importlib, json, os, re, secrets, sys, time, typing
 from pathlib import Path

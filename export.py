@@ -33,9 +33,8 @@ def cut(model: Llama, groups: Groups, d: Tensor, optimizer=None) -> None:
             old = getattr(linear, partner)
             linear.keep(axis, index)
             if optimizer:  # AdamW's moments are cut alike; its step count has no dimensions
-                optimizer.state[getattr(linear, partner)] = {
-                    name: value.index_select(axis, index) if value.dim() else value
-                    for name, value in optimizer.state.pop(old, {}).items()}
+                state = optimizer.state[getattr(linear, partner)] = optimizer.state.pop(old)
+                state |= {name: state[name].index_select(axis, index) for name in ("exp_avg", "exp_avg_sq")}
         block.attention.size = pruned_size(block.attention.size, kept)
     model.config.layers = [block.attention.size for block in model.layers]
     if optimizer:

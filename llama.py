@@ -241,10 +241,9 @@ def restore(own, saved, name: str) -> None:
         restore(own.get(key, ...), saved.get(key, ...), f"{name}, {key}")
 
 def read_tensors(path: Path, mmap: bool) -> dict:
-    """What `torch.save` wrote to `path`: tensors and plain values, nothing that could run. Raises InputError,
-    also for what is compressed (torch misreads that) or, unless mapped, does not match its checksums."""
+    """What `torch.save` wrote: tensors and plain values, nothing that could run. Raises InputError."""
     try:
-        with zipfile.ZipFile(regular(path)) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:  # torch misreads compressed records
             if any(record.compress_type for record in archive.infolist()) or (not mmap and archive.testzip()):
                 raise ValueError("a compressed record, or one that does not match its checksum")
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -262,16 +261,6 @@ def open_shards(directory: Path) -> list[dict[str, Tensor]]:
             if not isinstance(value, Tensor) or "float" not in form(value):
                 raise InputError(f"{path}: {name[:40]!r} is {form(value)}; expected unquantized tensors")
     return shards
-
-def find(path: Path) -> Path:
-    """The model directory that is meant: `path`, or of a run `pruned`, or of Meta's repositories `original`.
-    Raises InputError with the command that makes one of what is there instead."""
-    for part in (".", "pruned", "original"):
-        if (path / part / "params.json").exists():
-            return path / part
-    hint = "python train.py --resume finishes a run" if (path / "ckpt.pt").exists() else (
-        "hf download gets one from the hub; scripts/convert_hf.py makes it ours, scripts/from_gguf.py a GGUF")
-    raise InputError(f"{path}: {'has no params.json' if path.exists() else 'no such directory'}; {hint}")
 
 @torch.no_grad()
 def load(directory: str | Path, dtype=None, device="cpu", sharded=False) -> Llama:
@@ -300,11 +289,10 @@ def load(directory: str | Path, dtype=None, device="cpu", sharded=False) -> Llam
 def join(pieces: list[Tensor | None], shape: torch.Size, what: str) -> Tensor:
     """A weight of `shape` from its model-parallel pieces, side by side where they are smaller (rows of most,
     columns of wo and w2, either of the embedding; norms are in every shard). Raises InputError."""
-    shapes = [[] if piece is None else list(piece.shape) for piece in pieces]
+    shapes = [list(getattr(piece, "shape", [])) for piece in pieces]
     n = 1 if len(shape) == 1 else len(pieces)
-    for axis in range(len(shapes[0])):
-        joined = [size * n if i == axis else size for i, size in enumerate(shapes[0])]
-        if joined == list(shape) and all(other == shapes[0] for other in shapes):
+    for axis, size in enumerate(shape):
+        if shapes == len(pieces) * [[*shape[:axis], size / n, *shape[axis + 1:]]]:
             return pieces[0] if n == 1 else torch.cat(pieces, axis)
     raise InputError(f"{what} has shapes {shapes} in {len(pieces)} shards, params.json wants {list(shape)}")
 
@@ -366,6 +354,7 @@ def main() -> None:
     if args.max_tokens < 1 or args.top_k < 0 or not 0 <= args.temperature < 1e6 or not 0 <= args.seed < 2**63:
         raise InputError("--max-tokens must be at least 1, --top-k, --temperature and --seed at least 0")
     torch.manual_seed(args.seed)
+    from scripts.find_model import find
     directory, device = find(args.model), find_device(args.device)
     dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
     model, tokenizer = load(directory, dtype, device), Tokenizer(directory)

@@ -14,13 +14,10 @@ from torch import Tensor
 
 import atp, data, export, llama
 from data import InputError
-from export import validation_loss
-from scripts import screen
-from scripts.measures import answer_accuracy, loss_by_format, peak_memory
+from scripts import find_model, measures, screen
 
 VERSION, RUN_FILES = 3, ("ckpt.pt", "log.jsonl", "summary.json", "pruned", "dense", "report.html")
 PLAIN = ("step", "seconds", "log", "base")  # a run's attributes that a checkpoint holds as they are
-MEASURED = ("params", "val_loss", "accuracy")  # what the summary says of each model
 CALIBRATION, CLIP, WEIGHT_DECAY, WARMUP = 4, 1.0, 0.01, 0.03  # batches for criteria; LoRA's constants
 
 # ---------------------------------------------------------------------------------------------------- options
@@ -122,7 +119,7 @@ def tune(run: "Run", out: Path) -> None:
         frozen = phase == "search" and run.decisions.frozen
         milestone = frozen or run.step == run.steps or run.step % config.eval_every == 0
         if milestone:
-            terms["val_loss"] = run.timed("evaluation", lambda: validation_loss(
+            terms["val_loss"] = run.timed("evaluation", lambda: export.validation_loss(
                 run.model, run.rows.validation, config.batch_size, run.masks()))
         # log
         often = phase == "search" and max(3, run.decisions.search_steps // 8)
@@ -134,8 +131,8 @@ def tune(run: "Run", out: Path) -> None:
             speed = config.batch_size * config.accumulate * config.seq_len / seconds
             print(f"step {run.step:4d}/{run.steps} {phase:6s}  {shown}  {speed:,.0f} tok/s, "
                   f"{(run.steps - run.step) * seconds / 60:.1f} min left", flush=True)
-            kept = {"kept": run.groups.sizes(run.decisions.d)} if phase == "search" else {}
-            run.log.append({"step": run.step, "phase": phase} | terms | kept | {"tokens_per_second": speed})
+            terms |= {"kept": run.groups.sizes(run.decisions.d)} if phase == "search" else {}
+            run.log.append({"step": run.step, "phase": phase, **terms, "tokens_per_second": speed})
             terms, lasted = {}, []
         if frozen:
             screen.cut(run)
@@ -315,8 +312,9 @@ def measure(run: Run, model: llama.Llama, masks=None) -> dict:
     """What the summary says of a model."""
     removed = run.groups.total - run.groups.kept(run.decisions.d) if masks else 0
     return {"params": llama.count_parameters(model) - removed,
-            "val_loss": validation_loss(model, run.rows.validation, run.config.batch_size, masks),
-            "accuracy": answer_accuracy(model, run.tokenizer, run.rows.questions, run.config.seq_len, masks)}
+            "val_loss": export.validation_loss(model, run.rows.validation, run.config.batch_size, masks),
+            "accuracy": measures.answer_accuracy(
+                model, run.tokenizer, run.rows.questions, run.config.seq_len, masks)}
 
 # ----------------------------------------------------------------------------------------- the way in and out
 def open_run(config: Config, saved: dict | None = None) -> Run:
@@ -357,8 +355,7 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
     return run
 
 def open_saved(out: Path, dtype: str | None = None, steps: int | None = None) -> Run:
-    """The run whose checkpoint is in `out`, in its own dtype or another, with as many steps or another number
-    of them. Raises InputError."""
+    """The run whose checkpoint is in `out`; of another dtype, or more steps, if asked. Raises InputError."""
     saved = llama.read_tensors(out / "ckpt.pt", mmap=False)
     if str(saved.get("version")) != str(VERSION):
         raise InputError(f"{out / 'ckpt.pt'}: not a checkpoint of this version of train.py; start anew")
@@ -373,7 +370,7 @@ def open_saved(out: Path, dtype: str | None = None, steps: int | None = None) ->
 
 def start(config: Config, out: Path, replace: bool) -> Run:
     """A new run in `out`, which it claims, until the process ends, when it has shown that it can start."""
-    config.model = str(llama.find(Path(config.model)))
+    config.model = str(find_model.find(Path(config.model)))
     claim(out, config, replace)
     run = open_run(config)
     run.decide_first()
@@ -382,15 +379,14 @@ def start(config: Config, out: Path, replace: bool) -> Run:
         run.lock = data.lock(out)
         claim(out, config, replace)  # another process may have come first
         save(run, out)  # from now on it can be resumed, and has replaced the run before
-        for name in ("log.jsonl", "summary.json", "report.html", "dense/ckpt.pt"):  # `pruned` is replaced
+        for name in ("summary.json", "report.html", "dense/ckpt.pt"):  # `pruned` is replaced by a new one
             (out / name).unlink(missing_ok=True)
     return run
 
 def save(run: Run, out: Path) -> None:
     """The log, then the checkpoint: what is lost between them, a resumed run does again."""
-    if run.log:
-        lines = "".join(json.dumps(line) + "\n" for line in run.log)
-        data.write_atomic(out / "log.jsonl", lambda file: file.write(lines.encode()))
+    lines = "".join(json.dumps(line) + "\n" for line in run.log)
+    data.write_atomic(out / "log.jsonl", lambda file: file.write(lines.encode()))
     data.write_atomic(out / "ckpt.pt", lambda file: torch.save(run.state(), file))
 
 def work(run: Run, out: Path, whole: Path) -> dict:
@@ -413,13 +409,14 @@ def finish(run: Run, out: Path) -> dict:
     tuned = run.timed("evaluation", lambda: measure(run, run.model, run.masks()))
     difference = run.export(out / "pruned")
     model = llama.load(out / "pruned", run.dtype, run.device, config.shard)
-    exported, by_format = run.timed("evaluation", lambda: (measure(run, model), loss_by_format(run, model)))
+    exported = run.timed("evaluation", lambda: measure(run, model))
+    by_format = measures.loss_by_format(run, model)
     del model
-    rows, memory = {"base": run.base, name: tuned, "exported": exported}, peak_memory(run.device)
+    rows, memory = {"base": run.base, name: tuned, "exported": exported}, measures.peak_memory(run.device)
     seconds, retained = dict(run.seconds), None
     if config.dense and run.prune:
         dense = tune_dense(config, out)
-        rows = {"base": run.base, "dense": {key: dense[key]["tuned"] for key in MEASURED}} | rows
+        rows = {"base": run.base, "dense": {key: dense[key]["tuned"] for key in tuned}} | rows
         seconds["dense"] = sum(dense["seconds"].values())
         retained = math.exp(rows["dense"]["val_loss"] - tuned["val_loss"])
     sizes = {"base": groups.sizes(torch.ones_like(d)), "kept": groups.sizes(d)}
@@ -429,7 +426,7 @@ def finish(run: Run, out: Path) -> dict:
                "prunable": {"base": groups.total, "kept": groups.kept(d)}, "retained": retained,
                "max_logit_diff": difference, "by_format": by_format, "seconds": seconds,
                "kinds": atp.SPACES[config.space], "groups": sizes, "peak_memory_bytes": memory}
-    summary |= {key: {name: row[key] for name, row in rows.items()} for key in MEASURED}
+    summary |= {key: {name: row[key] for name, row in rows.items()} for key in tuned}
     if data.RANK == 0:
         data.write_json(out / "summary.json", summary)
     return summary

@@ -25,10 +25,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import atp  # noqa: E402
 import data  # noqa: E402
+import export  # noqa: E402
 import llama  # noqa: E402
 import train  # noqa: E402
 from data import InputError  # noqa: E402
-from scripts import prepare  # noqa: E402
+from scripts import measures, prepare  # noqa: E402
+from scripts.find_model import find  # noqa: E402
 
 DECIDED_FIRST = ["taylor", "two-stage", "activation", "magnitude", "random"]
 METHODS = {"atp": {}, **{name: {"decisions": name} for name in DECIDED_FIRST},
@@ -81,13 +83,13 @@ def one_run(options: dict, threads: int, tuning: bool) -> dict:
         flips += [terms["flips"]] if "flips" in terms else []
     seconds = time.monotonic() - begin
     masks, measured, d = run.masks(), tail if tuning else rows.validation, run.decisions.d
-    loss = train.validation_loss(run.model, measured, config.batch_size, masks)
+    loss = export.validation_loss(run.model, measured, config.batch_size, masks)
     accuracy = None
     if not tuning:
-        accuracy = train.answer_accuracy(run.model, tokenizer, rows.questions, config.seq_len, masks)
+        accuracy = measures.answer_accuracy(run.model, tokenizer, rows.questions, config.seq_len, masks)
     per_layer = [{kind: len(kept) for kind, kept in layer.items()} for layer in run.groups.kept_groups(d)]
     return {"val_loss": loss, "accuracy": accuracy, "seconds": seconds,
-            "peak_memory_bytes": train.peak_memory(run.device),
+            "peak_memory_bytes": measures.peak_memory(run.device),
             "lora_steps": config.steps, "obtained_prune": 1 - run.groups.kept(d) / run.groups.total,
             "flips": statistics.mean(flips) if flips else None, "kept_groups": per_layer}
 
@@ -428,7 +430,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def compare(args: argparse.Namespace) -> Path:
     """Makes the runs that are asked for and not in their file yet, and shows them; returns the file."""
-    setting = {"model": str(llama.find(Path(args.model))), "data": args.data, "steps": args.steps,
+    setting = {"model": str(find(Path(args.model))), "data": args.data, "steps": args.steps,
                "batch_size": args.batch_size, "dtype": "float32", "device": "cpu"}
     defaults, kept = vars(train.Config()) | setting, not (args.out or args.tune or args.quick or args.vary)
     name = "tune" if args.tune else "ablations" if args.ablations else "main" if kept else "quick"

@@ -19,8 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
+import export  # noqa: E402
 import llama  # noqa: E402
-import train  # noqa: E402
 from data import InputError  # noqa: E402
 from scripts import measures, prepare  # noqa: E402
 
@@ -105,7 +105,7 @@ def evaluate(model, tokenizer, path: Path, seq_len=512, max_tokens=64, limit=0,
             found = answers(model, tokenizer, examples, seq_len, max_tokens, told)
         else:
             rows = data.pack(data.encode(examples, tokenizer), seq_len, False, tokenizer.eos)
-            loss = train.validation_loss(model, rows, batch_size=4)
+            loss = export.validation_loss(model, rows, batch_size=4)
             found = {"perplexity": math.exp(min(loss, 700)),
                      "tokens": int((rows.targets != data.IGNORE).sum())}
         results[task] = {"records": len(examples), **found}

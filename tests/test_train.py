@@ -17,7 +17,9 @@ import data
 import export
 import llama
 import train
+from scripts import measures
 from scripts.criteria import CRITERIA
+from scripts.find_model import find
 
 long = pytest.mark.long
 
@@ -358,9 +360,9 @@ def test_a_step_that_compiles_does_not_count_in_the_time_left(monkeypatch, optio
 
 def test_a_model_is_found_where_people_point(monkeypatch, options, tmp_path, capsys, finished_run, model_dir):
     """A run means its pruned model; what is no model directory is told which command makes one of it."""
-    assert llama.find(finished_run) == finished_run / "pruned" and llama.find(model_dir) == model_dir
+    assert find(finished_run) == finished_run / "pruned" and find(model_dir) == model_dir
     shutil.copytree(model_dir, tmp_path / "meta/original")
-    assert llama.find(tmp_path / "meta") == tmp_path / "meta/original"
+    assert find(tmp_path / "meta") == tmp_path / "meta/original"
     assert command(monkeypatch, finished_run, "--max-tokens", 2, main=llama.main) == 0
     assert command(monkeypatch, *options, "--model", finished_run, "--steps", 1, "--prune", 0.2) == 0
     capsys.readouterr()
@@ -495,9 +497,9 @@ def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
     best = max(options, key=score)
     for answer in options:
         asked = data.Example(prompt, answer, options)
-        assert train.answer_accuracy(model, tokenizer, [asked], 64) == (answer == best)
-    assert train.answer_accuracy(model, tokenizer, [data.Example(prompt, "lot 17")], 64) == 0
-    assert train.answer_accuracy(model, tokenizer, [], 64) is None
+        assert measures.answer_accuracy(model, tokenizer, [asked], 64) == (answer == best)
+    assert measures.answer_accuracy(model, tokenizer, [data.Example(prompt, "lot 17")], 64) == 0
+    assert measures.answer_accuracy(model, tokenizer, [], 64) is None
 
 
 @long
