@@ -101,9 +101,8 @@ def parse_arguments() -> tuple[dict, Path | None, bool]:
     paper, resume, overwrite = (given.pop(name, None) for name in ("paper", "resume", "overwrite"))
     if resume and (given.keys() - {"steps"} or paper or overwrite):
         raise InputError("--resume goes on with the run's own options; give none but --steps with it")
-    if resume:
-        return given, resume, False
-    return {"dense": "model" not in given} | (PAPER if paper else {}) | given, None, overwrite is not None
+    own = {} if resume else {"dense": "model" not in given} | (PAPER if paper else {})
+    return own | given, resume, bool(overwrite)
 
 # ------------------------------------------------------------------------------------- the loop and its steps
 def tune(run: "Run", out: Path) -> None:
@@ -122,8 +121,8 @@ def tune(run: "Run", out: Path) -> None:
             terms["val_loss"] = run.timed("evaluation", lambda: export.validation_loss(
                 run.model, run.rows.validation, config.batch_size, run.masks()))
         # log
-        often = phase == "search" and max(3, run.decisions.search_steps // 8)
-        if milestone or run.step % min(config.log_every, often or config.log_every) == 0:
+        often = max(3, run.decisions.search_steps // 8) if phase == "search" else config.log_every
+        if milestone or run.step % min(often, config.log_every) == 0:
             if phase == "search":
                 terms["budget"] = run.groups.kept(run.decisions.d) / run.groups.total
             shown = "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
@@ -379,14 +378,15 @@ def start(config: Config, out: Path, replace: bool) -> Run:
         run.lock = data.lock(out)
         claim(out, config, replace)  # another process may have come first
         save(run, out)  # from now on it can be resumed, and has replaced the run before
-        for name in ("summary.json", "report.html", "dense/ckpt.pt"):  # `pruned` is replaced by a new one
+        for name in ("log.jsonl", "summary.json", "report.html", "dense/ckpt.pt"):  # `pruned` is replaced
             (out / name).unlink(missing_ok=True)
     return run
 
 def save(run: Run, out: Path) -> None:
     """The log, then the checkpoint: what is lost between them, a resumed run does again."""
-    lines = "".join(json.dumps(line) + "\n" for line in run.log)
-    data.write_atomic(out / "log.jsonl", lambda file: file.write(lines.encode()))
+    if run.log:
+        lines = "".join(json.dumps(line) + "\n" for line in run.log)
+        data.write_atomic(out / "log.jsonl", lambda file: file.write(lines.encode()))
     data.write_atomic(out / "ckpt.pt", lambda file: torch.save(run.state(), file))
 
 def work(run: Run, out: Path, whole: Path) -> dict:

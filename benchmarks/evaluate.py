@@ -63,8 +63,8 @@ def f1(hits: int, wanted: int, said: int) -> float:
 def choices(model, tokenizer, examples, seq_len, tell) -> dict:
     truth, said = [], []
     for i, example in enumerate(examples):
-        scores = [measures.answer_score(model, tokenizer, example._replace(answer=option), seq_len)
-                  for option in example.options]
+        options = [example._replace(answer=option) for option in example.options]
+        scores = measures.answer_scores(model, tokenizer, options, seq_len)
         said.append(scores.index(max(scores)))
         truth.append(example.options.index(example.answer))
         tell(i + 1)

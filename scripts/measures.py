@@ -7,33 +7,44 @@ import resource
 import sys
 
 import torch
+import torch.nn.functional as F
 
 import data
 from export import validation_loss
 from llama import Llama
 from scripts.prepare import read
 
+ROWS = 16  # answers that are weighed in one pass
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
-def answer_score(model: Llama, tokenizer: data.Tokenizer, example: data.Example, seq_len: int, masks=None):
-    """Mean log-likelihood in nats of the answer's tokens and EOS, and whether greedy decoding gives them; a
-    long prompt loses its beginning, so that both fit in `seq_len`."""
-    before, ids = data.last_answer(*data.encode([example], tokenizer)[0])
-    row = torch.tensor((before + ids)[-seq_len - 1:], device=model.norm.weight.device)
-    n = min(len(ids), len(row) - 1)
-    logp = model(row[None, :-1], masks)[0, -n:].log_softmax(-1)  # n V
-    return logp.gather(1, row[-n:, None]).mean().item(), bool((logp.argmax(-1) == row[-n:]).all())
+def answer_scores(model: Llama, tokenizer: data.Tokenizer, examples, seq_len: int, masks=None) -> list:
+    """Of each example the mean log-likelihood in nats of its answer's tokens and EOS, and whether greedy decoding
+    gives them. ROWS at a time; a long prompt loses its beginning, so that both fit in `seq_len`."""
+    found, output = [], model.output or model.tok_embeddings
+    documents = [data.last_answer(*document) for document in data.encode(examples, tokenizer)]
+    for some in (documents[i:i + ROWS] for i in range(0, len(documents), ROWS)):
+        rows = [(before + ids)[-seq_len - 1:] for before, ids in some]
+        width = max(map(len, rows))
+        padded = torch.tensor([row + (width - len(row)) * [tokenizer.eos] for row in rows], device=output.weight.device)
+        hidden = model.hidden(padded[:, :-1], masks)
+        for row, h, (_, ids) in zip(rows, hidden, some):
+            n = min(len(ids), len(row) - 1)
+            wanted = padded.new_tensor(row[-n:])
+            logp = F.linear(h[len(row) - 1 - n:len(row) - 1], output.weight).float().log_softmax(-1)  # n V
+            found.append((logp.gather(1, wanted[:, None]).mean().item(), bool((logp.argmax(-1) == wanted).all())))
+    return found
 
 
 def answer_accuracy(model: Llama, tokenizer: data.Tokenizer, questions, seq_len: int, masks=None) -> float | None:
     """Fraction of questions whose likeliest option is the true one, or whose answer greedy decoding gives."""
-    right = 0
-    for question in questions:
-        answers = [question._replace(answer=option) for option in question.options] or [question]
-        scores = [answer_score(model, tokenizer, answer, seq_len, masks) for answer in answers]
-        best = scores.index(max(scores))
-        right += answers[best] == question if question.options else scores[best][1]
+    candidates = [[question._replace(answer=option) for option in question.options] or [question]
+                  for question in questions]
+    scores, right = iter(answer_scores(model, tokenizer, sum(candidates, []), seq_len, masks)), 0
+    for question, answers in zip(questions, candidates):
+        of_answers = [next(scores) for _ in answers]
+        best = of_answers.index(max(of_answers))
+        right += answers[best] == question if question.options else of_answers[best][1]
     return right / len(questions) if questions else None
 
 

@@ -17,7 +17,7 @@ import data
 import export
 import llama
 import train
-from scripts import measures
+from scripts import measures, prepare
 from scripts.criteria import CRITERIA
 from scripts.find_model import find
 
@@ -500,6 +500,18 @@ def test_answer_accuracy_of_known_answers(model_dir, tokenizer):
         assert measures.answer_accuracy(model, tokenizer, [asked], 64) == (answer == best)
     assert measures.answer_accuracy(model, tokenizer, [data.Example(prompt, "lot 17")], 64) == 0
     assert measures.answer_accuracy(model, tokenizer, [], 64) is None
+
+
+def test_answers_weighed_together_score_as_alone(model_dir, tokenizer, data_file):
+    """Of unequal lengths, more than fit in one pass, some longer than a row."""
+    model = llama.load(model_dir)
+    examples = [example for example in prepare.read(data_file) if example.prompt][:40]
+    examples += [example._replace(prompt=20 * example.prompt, answer=example.answer * n) for n, example in
+                 enumerate(examples[:5], 1)]
+    together = measures.answer_scores(model, tokenizer, examples, 64)
+    for example, (score, greedy) in zip(examples, together, strict=True):
+        (alone, greedy_alone), = measures.answer_scores(model, tokenizer, [example], 64)
+        assert score == pytest.approx(alone, abs=1e-4) and greedy == greedy_alone
 
 
 @long
