@@ -43,10 +43,10 @@ class Config:
     steps: int = option(300, "LoRA steps", 1, part="LoRA")
     batch_size: int = option(8, "rows of one forward pass", 1)
     accumulate: int = option(1, "forward passes of one LoRA step", 1)
-    lr: float = option(0.0, "peak learning rate; 0: 1.28 / the model's width, at most 5e-3", 0, 1e3)
+    lr: float = option(0.0, "peak learning rate; 0: 1.28 / the model's width", 0, 1e3)
     rank: int = option(8, "of A and B", 1)
     lora_scale: float = option(2.0, "s in W + s B A", 1e-9)
-    freeze_at: float = option(0.04, "T_end: fraction of the steps that search", 0, 1, part="the search")
+    freeze_at: float = option(0.25, "T_end: fraction of the steps that search", 0, 1, part="the search")
     warm_start: float = option(0.5, "fraction of the search that only measures what matters", 0, 1)
     anneal: float = option(0.6, "fraction of its rest in which the budget goes from 1 to the target", 0, 1)
     temperature: float = option(0.4, "T of the sigmoid in soft decisions", 1e-3)
@@ -145,7 +145,7 @@ class Run:
 
     def __init__(self, config: Config, model: llama.Llama, rows: data.Data):
         self.config, self.model, self.rows = config, model, rows
-        config.lr = config.lr or min(5e-3, 1.28 / model.config.dim)
+        config.lr = config.lr or 1.28 / model.config.dim
         self.device, self.dtype = model.norm.weight.device, model.norm.weight.dtype
         self.step, self.cut, self.stop, self.log, self.base = 0, False, False, [], {}
         self.seconds = {"search": 0.0, "tune": 0.0, "evaluation": 0.0}

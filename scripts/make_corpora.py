@@ -34,7 +34,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TEXTS, QUESTIONS = 800, {"clause": 700, "party": 500, "yes or no": 500, "amount": 500}  # records of legal.jsonl
+TEXTS, QUESTIONS = 500, {"clause": 700, "party": 500, "yes or no": 500, "amount": 500}  # records of legal.jsonl
 
 
 # -------------------------------------------------------------------------------------------------------- the grammar
