@@ -32,7 +32,7 @@ def cut(model: Llama, groups: Groups, d: Tensor, optimizer=None) -> None:
             partner = "B" if axis == ROWS else "A"  # the LoRA matrix with as many rows or columns
             old = getattr(linear, partner)
             linear.keep(axis, index)
-            if optimizer:  # AdamW's moments are cut alike; its step count has no dimensions
+            if optimizer:  # AdamW's moments are cut alike
                 state = optimizer.state[getattr(linear, partner)] = optimizer.state.pop(old)
                 state |= {name: state[name].index_select(axis, index) for name in ("exp_avg", "exp_avg_sq")}
         block.attention.size = pruned_size(block.attention.size, kept)

@@ -36,7 +36,7 @@ class Config:
     space: str = option("dims", "remove head dimensions or heads, and FFN units", choices=list(atp.SPACES))
     uniform: bool = option(False, "the same sizes in every layer, for engines that want that")
     round_to: int = option(1, "keep dimensions and FFN units in multiples of this, 1 or even", 1)
-    dense: bool = option(False, "also tune without pruning, to see what that costs (base/: always)")
+    dense: bool = option(False, "also tune without pruning, to see what pruning costs; on for base/")
     decisions: str = option("atp", "learned while tuning (atp) or before (two-stage); by a criterion; none",
                             choices="atp two-stage taylor magnitude activation random none".split())
     slice_at_freeze: bool = option(True, "cut at the freeze, tune the small model; else mask to the end")
@@ -289,16 +289,17 @@ class Run:
         llama.restore(self.state(), saved, "ckpt.pt")
         if saved["base"]["sha256"] != self.base["sha256"]:
             raise InputError("data or base changed since the checkpoint; restore them or start anew")
+        if saved["step"] > self.steps:
+            raise InputError(f"ckpt.pt: {saved['step']} steps are done, {self.steps} asked for; ask for more")
         counts = [adam["step"] for moments in saved["moments"] for adam in moments.values()]
         try:
-            if saved["step"] > self.steps or not all(0 <= n <= saved["step"] for n in counts):
-                raise ValueError("its steps do not fit its options")
+            if not all(0 <= n <= saved["step"] for n in counts):
+                raise ValueError("its moments' steps do not fit its own")
             json.dumps(saved["log"])
             torch.set_rng_state(saved["rng"])
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"ckpt.pt: {data.first_line(error)}; it is damaged, start anew") from None
-        for name in PLAIN:
-            setattr(self, name, saved[name])
+        vars(self).update({name: saved[name] for name in PLAIN})
 
 def schedule(step: int, steps: int, warmup=WARMUP) -> float:
     """Fraction of the peak learning rate: linear up over `warmup` of the steps, a cosine down to a tenth."""
@@ -343,7 +344,7 @@ def open_run(config: Config, saved: dict | None = None) -> Run:
     for weight in weights.values():
         digest.update(weight.flatten()[:16].float().numpy())
     run.base = {"params": 0, "val_loss": 0.0, "accuracy": 0.0 if rows.questions else None,
-                "sha256": digest.hexdigest()}
+                "sha256": digest.hexdigest()}  # the numbers come from `saved` or from `measure`
     run.tokenizer = tokenizer
     if saved:
         run.load_state(saved)
@@ -361,10 +362,9 @@ def open_saved(out: Path, dtype: str | None = None, steps: int | None = None) ->
     llama.restore(vars(Config()) | {"data": []}, saved.get("config"), f"{out / 'ckpt.pt'}, config")
     config = Config(**saved["config"])
     config.dtype, config.shard = dtype or config.dtype, config.shard and data.PROCESSES > 1
-    if steps:  # the search ends where it would have ended
-        config = dataclasses.replace(config, steps=steps, freeze_at=config.freeze_at * config.steps / steps)
-        if steps < saved["step"]:
-            raise InputError(f"--steps {steps}: {out} has done {saved['step']} already")
+    if steps is not None:  # the search ends where it would have ended
+        searched = config.freeze_at * config.steps / max(1, steps)
+        config = dataclasses.replace(config, steps=steps, freeze_at=searched)
     return open_run(config, saved)
 
 def start(config: Config, out: Path, replace: bool) -> Run:

@@ -56,16 +56,16 @@ class Finished(NamedTuple):
     dense: list[dict]  # the log of the same tuning without pruning, where there is one
 
 
-def fits(value, shape) -> bool:
+def has_shape(value, shape) -> bool:
     """Whether a JSON value has a shape: a type; a tuple's alternatives; a list's items; the keys of a dict, and
     with the key ... whatever others there are."""
     if isinstance(shape, tuple):
-        return any(fits(value, each) for each in shape)
+        return any(has_shape(value, each) for each in shape)
     if isinstance(shape, list):
-        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+        return isinstance(value, list) and all(has_shape(item, shape[0]) for item in value)
     if isinstance(shape, dict):
         others = dict.fromkeys(value, shape.get(..., object)) if isinstance(value, dict) else {}
-        return isinstance(value, dict) and all(fits(value.get(key), part) for key, part in (others | shape).items()
+        return isinstance(value, dict) and all(has_shape(value.get(key), part) for key, part in (others | shape).items()
                                                if key is not ...)
     if shape in (int, float):
         return type(value) is int and abs(value) < 2**63 or shape is float and isinstance(value, float)
@@ -74,7 +74,7 @@ def fits(value, shape) -> bool:
 
 def parse_line(line) -> dict:
     """A line of log.jsonl. Raises InputError."""
-    if not fits(line, LINE):
+    if not has_shape(line, LINE):
         raise InputError("not a line as train.py writes it; the log is damaged, run it anew")
     return line
 
@@ -85,9 +85,9 @@ def read_summary(path: Path) -> dict:
         summary = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({data.first_line(error)}); damaged, run it anew") from None
-    if not fits(summary, {"version": int}) or summary["version"] != train.VERSION:
+    if not has_shape(summary, {"version": int}) or summary["version"] != train.VERSION:
         raise InputError(f"{path}: not of version {train.VERSION}, which this code writes; run it anew")
-    wrong = [key for key, shape in SUMMARY.items() if not fits(summary.get(key), shape)]
+    wrong = [key for key, shape in SUMMARY.items() if not has_shape(summary.get(key), shape)]
     if wrong or not summary["params"].keys() == summary["val_loss"].keys() == summary["accuracy"].keys():
         raise InputError(f"{path}: {(wrong or ['params'])[0]!r} is not as train.py writes it; damaged, run it anew")
     return summary

@@ -1,5 +1,6 @@
 """The README's own commands, in its order, in a copy of the repository, made shorter by flags that it documents."""
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -41,6 +42,8 @@ def test_commands_work_as_typed_in_order(tmp_path):
         ran.append(script)
     assert ran[:3] == ["train.py", "llama.py", "scripts/report.py"] and len(ran) >= 6
     assert (copy / "out/legal/report.html").stat().st_size > 10_000
+    summary = json.loads((copy / "out/legal/summary.json").read_text())
+    assert "dense" in summary["val_loss"] and summary["retained"] > 0  # at once for the built-in base
 
 
 def test_every_file_that_is_named_is_there():

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def check_run(run):
     assert all(line["phase"] == "tune" and not {"budget", "kept"} & line.keys() for line in log[len(search):])
     if search and config.decisions == "atp":
         assert search[-1]["kept"] == kept and search[-1]["budget"] == pytest.approx(1 - summary["obtained_prune"])
-    assert kinds == atp.SPACES[config.space] or kinds == list(atp.SPACES[config.space])
+    assert kinds == list(atp.SPACES[config.space])
     assert len(of_base) == base.n_layers and sum(map(sum, of_base)) == len(groups) >= sum(map(sum, kept))
     assert summary["config"]["steps"] == config.steps and summary["versions"]["torch"] == torch.__version__
     assert summary["seconds"].keys() >= {"search", "tune", "evaluation"} and summary["seconds"]["tune"] > 0
@@ -301,8 +302,21 @@ def test_the_price_of_pruning_is_that_of_the_same_tuning_without(monkeypatch, op
         assert found[key]["dense"] == alone[key]["tuned"] and found[key]["pruned"] == pruned[key]["pruned"]
     retained = math.exp(found["val_loss"]["dense"] - found["val_loss"]["pruned"])
     assert found["retained"] == pytest.approx(retained) and f"retained: {retained:.1%}" in shown
+    assert found["by_format"].keys() == {"text", "prompt and answer"} and "perplexity by format: " in shown
     assert found["seconds"]["dense"] > 0
     assert_same_run(tmp_path / "run", finished_run)
+
+
+def test_a_two_stage_run_goes_on_as_far_as_its_lora_steps_say(monkeypatch, options, tmp_path, capsys):
+    """Four steps search before LoRA's first: of 8 in all, LoRA has done 4, and 6 are two more."""
+    run = tmp_path / "run"
+    assert command(monkeypatch, *options, "--decisions", "two-stage", "--steps", 4, "--freeze-at", 1) == 0
+    assert read_log(run)[-1]["step"] == 8
+    assert command(monkeypatch, "--resume", run, "--steps", 6) == 0
+    assert read_log(run)[-1]["step"] == 10
+    for steps in (0, -1, 3):
+        assert command(monkeypatch, "--resume", run, "--steps", steps) == 2
+        assert capsys.readouterr().err.count("\n") == 1 and read_log(run)[-1]["step"] == 10
 
 
 def test_a_replaced_run_leaves_no_dense_run_behind(monkeypatch, options, tmp_path, capsys):
@@ -322,7 +336,7 @@ def test_a_finished_run_says_so_and_goes_on_if_asked(monkeypatch, tmp_path, caps
     assert {p: c for p, c in content(run).items() if p.name != "lock"} == {
         p: c for p, c in before.items() if p.name != "lock"}
     assert command(monkeypatch, "--resume", run, "--steps", 12) == 2
-    assert "has done 16" in capsys.readouterr().err
+    assert "16 steps are done" in capsys.readouterr().err
     assert command(monkeypatch, "--resume", run, "--steps", 20) == 0
     assert read_log(run)[-1]["step"] == 20 and summary_of(run)["groups"] == summary_of(finished_run)["groups"]
     assert read_log(run)[:-2] == read_log(finished_run)
@@ -508,9 +522,11 @@ def test_answers_weighed_together_score_as_alone(model_dir, tokenizer, data_file
     examples = [example for example in prepare.read(data_file) if example.prompt][:40]
     examples += [example._replace(prompt=20 * example.prompt, answer=example.answer * n) for n, example in
                  enumerate(examples[:5], 1)]
-    together = measures.answer_scores(model, tokenizer, examples, 64)
+    lengths = {len(ids) for ids, _ in data.encode(examples, tokenizer)}
+    assert len({n for n in lengths if n < 120}) > 3 and max(lengths) > 121
+    together = measures.answer_scores(model, tokenizer, examples, 120)
     for example, (score, greedy) in zip(examples, together, strict=True):
-        (alone, greedy_alone), = measures.answer_scores(model, tokenizer, [example], 64)
+        (alone, greedy_alone), = measures.answer_scores(model, tokenizer, [example], 120)
         assert score == pytest.approx(alone, abs=1e-4) and greedy == greedy_alone
 
 
@@ -536,3 +552,19 @@ def test_compiled_layers_take_new_decisions_without_compiling_again(monkeypatch,
     for eager, compiled in zip(read_log(finished_run), read_log(tmp_path / "run"), strict=True):
         assert eager.get("kept") == compiled.get("kept")
         assert eager["loss"] == pytest.approx(compiled["loss"], abs=1e-3)
+
+
+def test_the_loss_by_format_is_that_of_each_formats_records_alone(model_dir, data_file, tokenizer):
+    """As if the other format's records were not in the file; nothing for a file of one format."""
+    model, config = llama.load(model_dir), train.Config(model=str(model_dir), data=[str(data_file)], seq_len=32)
+    run = SimpleNamespace(config=config, tokenizer=tokenizer)
+    found = measures.loss_by_format(run, model)
+    examples = data.split(prepare.read(data_file))["validation"]
+    for name in ("text", "prompt and answer"):
+        some = [example for example in examples if bool(example.prompt) == (name != "text")]
+        rows = data.pack(data.encode(some, tokenizer), 32, False, tokenizer.eos)
+        assert found[name] == pytest.approx(export.validation_loss(model, rows, 8))
+    texts = data_file.with_name("texts.jsonl")
+    texts.write_text("".join(line + "\n" for line in data_file.read_text().splitlines() if '"text"' in line))
+    run.config = train.Config(model=str(model_dir), data=[str(texts)], seq_len=32)
+    assert measures.loss_by_format(run, model) == {}
